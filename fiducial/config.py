@@ -1,0 +1,301 @@
+"""A run as frozen dataclasses. TOML is written by hand, JSON by the machine; flags win over the file.
+
+Every setting must earn its place: a test counts them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Union
+
+from fiducial.core.method import KL, Method
+from fiducial.core.types import Decoding
+from fiducial.methods import lookup
+
+
+class RecipeError(ValueError):
+    """A recipe, flag or piece of data is wrong; the message says which and what to do."""
+
+
+@dataclass(frozen=True)
+class NewModel:
+    """A fresh decoder with random weights, and a tokenizer trained on the run's own data."""
+
+    hidden: int = 128
+    layers: int = 4
+    heads: int = 4
+    max_length: int = 1024
+    tie: bool = False
+    tokenizer: Literal["bpe", "char", "word"] = "bpe"
+    vocab_size: int = 512
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters (Hu et al. 2021) through PEFT; rank 0 trains all weights."""
+
+    rank: int = 0
+    alpha: float = 16.0
+    targets: tuple[str, ...] = ()  # names of linear layers; empty: all of attention and MLP
+
+
+@dataclass(frozen=True)
+class Model:
+    path: str = ""  # a Hugging Face folder
+    new: NewModel | None = None
+    ref: str = ""  # the frozen reference; empty: the policy as the run starts
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"  # of the weights
+    autocast: bool = False  # compute in bfloat16, keep weights and optimizer in dtype
+    gradient_checkpointing: bool = False
+    lora: Lora = Lora()
+
+
+@dataclass(frozen=True)
+class Data:
+    path: str = ""
+    eval_path: str = ""
+    split: str = ""  # of a saved DatasetDict
+    prompt_field: str = "prompt"
+    completion_field: str = "completion"
+    chosen_field: str = "chosen"
+    rejected_field: str = "rejected"
+    answer_field: str = "answer"
+    text_field: str = "text"
+    label_field: str = "label"
+    messages_field: str = "messages"
+    too_long: Literal["refuse", "drop", "truncate"] = "refuse"
+    max_length: int = 0  # tokens of prompt and completion; 0: what the model takes
+    rows: int = 2000  # problems drawn from a task
+    difficulty: dict[str, Any] = field(default_factory=dict)  # of the task
+    teacher: dict[str, Any] = field(default_factory=dict)  # how a task's demonstrations slip; empty: they do not
+
+
+@dataclass(frozen=True)
+class Optim:
+    lr: float = 1e-3
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup: int = 0  # steps
+    final: float = 0.0  # share of lr that a schedule ends at
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip: float = 1.0  # norm that gradients are clipped to; 0: off
+    batch: int = 32  # examples a step: rows, pairs, or prompts
+    rows_per_pass: int = 64  # examples in one forward and backward: a matter of memory, never of the result
+    epochs: int = 1  # passes over a step's batch
+    minibatches: int = 1  # updates in each pass
+
+
+@dataclass(frozen=True)
+class Sampling:
+    n: int = 8  # completions of each prompt
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    stop: tuple[str, ...] = ()
+    max_new_tokens: int = 128
+    truncated: Literal["score", "mask", "penalise"] = "score"  # completions that ended by length
+    filter_groups: bool = False  # leave out groups whose rewards are all equal
+
+    @property
+    def decoding(self) -> Decoding:
+        names = [f.name for f in fields(Decoding)]
+        return Decoding(**{name: getattr(self, name) for name in names})
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """What becomes of completions that are neither correct nor wrong, and when the run stops."""
+
+    unparseable: float | Literal["drop"] = 0.0  # the completion's own fault: its reward
+    failed: float | Literal["drop"] = "drop"  # timeout, crashed, skipped: the verifier's
+    max_failed: float = 0.25  # a larger share of failures in one step stops the run
+    penalty: float = -1.0  # reward of a truncated completion under sampling.truncated = "penalise"
+    timeout: float = 0.0  # seconds for each call; 0: 10 for verifiers, 30 for a user's function
+
+
+@dataclass(frozen=True)
+class Eval:
+    every: int = 0  # steps; 0: only before and after
+    n: int = 100  # problems, or rows held out
+    k: int = 4  # completions of each problem
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    every: int = 0  # steps; 0: only at the end
+    keep: int = 2  # newest checkpoints that stay
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run. `fiducial train RECIPE` reads it from TOML; flags such as --optim.lr 3e-4 win over the file."""
+
+    method: str = ""
+    steps: int = 100
+    seed: int = 0
+    task: str = ""
+    per: Literal["", "token", "sequence", "sequence_sum", "constant", "row"] = ""  # empty: the method's own
+    constant: float = 0.0  # tokens that per = "constant" divides by; 0: sampling.max_new_tokens
+    model: Model = Model()
+    data: Data = Data()
+    hparams: dict[str, Any] = field(default_factory=dict)
+    kl: KL | None = None  # None: the method's own
+    optim: Optim = Optim()
+    sampling: Sampling = Sampling()
+    reward: str | dict[str, float] = ""  # a verifier, "file.py:function", or names and weights; empty: the task's
+    verdicts: Verdicts = Verdicts()
+    eval: Eval = Eval()
+    checkpoint: Checkpoint = Checkpoint()
+    tensorboard: bool = False
+
+    def record(self) -> Method:
+        return lookup(self.method)
+
+    def resolved(self) -> Run:
+        """The same run with the method's own settings filled in. RecipeError says what is wrong with it."""
+        if not self.method:
+            raise RecipeError('the recipe names no method: add method = "sft" (fiducial methods lists them)')
+        try:
+            method = self.record()
+            run = replace(
+                self,
+                hparams=method.settings(self.hparams),
+                kl=self.kl or method.kl,
+                per=self.per or method.per,
+                constant=self.constant or float(self.sampling.max_new_tokens),
+            )
+            _check(run, method)
+        except RecipeError:
+            raise
+        except ValueError as error:
+            raise RecipeError(str(error)) from error
+        return run
+
+    def to_json(self) -> dict[str, Any]:
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+
+def _check(run: Run, method: Method) -> None:
+    o, s, v = run.optim, run.sampling, run.verdicts
+    _ = s.decoding  # checks its own ranges
+    rules: list[tuple[bool, str]] = [
+        (run.steps >= 1, f"steps must be at least 1; it is {run.steps}"),
+        (o.lr > 0 and math.isfinite(o.lr), f"optim.lr must be positive; it is {o.lr}"),
+        (o.batch >= 1, f"optim.batch must be at least 1; it is {o.batch}"),
+        (o.rows_per_pass >= 1, f"optim.rows_per_pass must be at least 1; it is {o.rows_per_pass}"),
+        (o.epochs >= 1, f"optim.epochs must be at least 1; it is {o.epochs}"),
+        (o.minibatches >= 1, f"optim.minibatches must be at least 1; it is {o.minibatches}"),
+        (o.warmup >= 0, f"optim.warmup must be 0 or more steps; it is {o.warmup}"),
+        (0 <= o.final <= 1, f"optim.final is a share of lr, in [0, 1]; it is {o.final}"),
+        (o.weight_decay >= 0, f"optim.weight_decay must be 0 or more; it is {o.weight_decay}"),
+        (o.clip >= 0, f"optim.clip must be 0 (off) or more; it is {o.clip}"),
+        (all(0 <= b < 1 for b in o.betas), f"optim.betas must lie in [0, 1); they are {o.betas}"),
+        (0 <= v.max_failed <= 1, f"verdicts.max_failed is a share, in [0, 1]; it is {v.max_failed}"),
+        (run.eval.n >= 1 and run.eval.k >= 1, "eval.n and eval.k must be at least 1"),
+        (run.eval.every >= 0, f"eval.every must be 0 (off) or more steps; it is {run.eval.every}"),
+        (run.checkpoint.every >= 0, f"checkpoint.every must be 0 or more steps; it is {run.checkpoint.every}"),
+        (run.checkpoint.keep >= 1, f"checkpoint.keep must be at least 1; it is {run.checkpoint.keep}"),
+        (not (run.task and run.data.path), "the recipe names both a task and data.path: keep one"),
+        (bool(run.task or run.data.path), "the recipe has nothing to train on: name a task or data.path"),
+        (not (run.model.path and run.model.new), "the recipe has both model.path and [model.new]: keep one"),
+        (
+            bool(run.model.path or run.model.new),
+            "the recipe has no model: give model.path, or [model.new] for fresh weights",
+        ),
+        (method.feed == "groups" or not run.reward, f"{method.name} learns from {method.feed} and takes no reward"),
+        (method.per == "row" or run.per != "row", f"{method.name}'s loss is per token: per = 'row' does not fit"),
+        (method.per != "row" or run.per == "row", f"{method.name}'s loss is one number a row: per must stay 'row'"),
+    ]
+    if method.feed == "groups":
+        rules += [
+            (s.n >= method.min_group, f"{method.name} needs sampling.n of at least {method.min_group}; it is {s.n}"),
+            (s.temperature > 0, "sampling.temperature must be positive in training: greedy samples teach nothing"),
+        ]
+    if run.model.lora.rank and run.model.ref:
+        rules.append((False, "with model.lora the reference is the base model itself: leave model.ref empty"))
+    for fine, message in rules:
+        if not fine:
+            raise RecipeError(message)
+
+
+def read_recipe(path: str | Path) -> Run:
+    """The run that a TOML file describes. RecipeError names the file and the key."""
+    path = Path(path)
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"recipe {path} does not exist") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"recipe {path} is not valid TOML: {error}") from error
+    try:
+        return from_table(Run, table)
+    except RecipeError as error:
+        raise RecipeError(f"recipe {path}: {error}") from error
+
+
+def from_table(cls: Any, table: dict[str, Any], where: str = "") -> Any:
+    """A dataclass from nested dictionaries (TOML or JSON). Unknown keys and wrong types are RecipeErrors."""
+    if not isinstance(table, dict):
+        raise RecipeError(f"{where or 'the recipe'} must be a table")
+    hints = typing.get_type_hints(cls)
+    values = {}
+    for name, value in table.items():
+        key = f"{where}.{name}" if where else name
+        if name not in hints:
+            near = difflib.get_close_matches(name, hints, 1)
+            hint = f"perhaps {near[0]!r}" if near else f"{where or 'a recipe'} has {', '.join(hints)}"
+            raise RecipeError(f"unknown key {key!r}: {hint}")
+        values[name] = _convert(hints[name], value, key)
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
+
+
+def _convert(kind: Any, value: Any, key: str) -> Any:
+    """`value` as the annotated type `kind`, or a RecipeError that names the key."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if is_dataclass(kind):
+        return from_table(kind, value, key)
+    if origin in (Union, types.UnionType):
+        return _convert_union(args, value, key)
+    if origin is Literal:
+        if value in args:
+            return value
+        raise RecipeError(f"{key} must be one of {', '.join(map(repr, args))}; it is {value!r}")
+    if origin is tuple and isinstance(value, list | tuple):
+        inner = args[0]
+        if args[-1] is not Ellipsis and len(value) != len(args):
+            raise RecipeError(f"{key} takes {len(args)} values; it has {len(value)}")
+        return tuple(_convert(inner, v, key) for v in value)
+    if origin is dict and isinstance(value, dict):
+        return {k: v if args[1] is Any else _convert(args[1], v, f"{key}.{k}") for k, v in value.items()}
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    plain = origin or kind
+    if kind is Any or (isinstance(value, plain) and not (isinstance(value, bool) and kind is not bool)):
+        return value
+    raise RecipeError(f"{key} must be {getattr(plain, '__name__', plain)}; it is {value!r}")
+
+
+def _convert_union(options: tuple[Any, ...], value: Any, key: str) -> Any:
+    if value is None and type(None) in options:
+        return None
+    problems = []
+    for option in options:
+        if option is type(None):
+            continue
+        try:
+            return _convert(option, value, key)
+        except RecipeError as error:
+            problems.append(str(error))
+    raise RecipeError(problems[0] if len(problems) == 1 else f"{key} = {value!r} fits none of: {'; '.join(problems)}")

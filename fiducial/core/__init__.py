@@ -1,0 +1,1 @@
+"""Shared types and maths. Imports torch and nothing else."""

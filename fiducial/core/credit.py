@@ -1,0 +1,103 @@
+"""Rewards to advantages. All take rewards [N] and the group number of each row [N]; rows of a group share a prompt.
+
+Whoever calls has already dropped completions that could not be scored, so a group may be smaller than it was sampled.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fiducial.core.method import Running
+
+ZERO_STD = 1e-8  # a group with less spread than this carries no signal; dividing would blow up its noise
+
+
+def group_sum(x: Tensor, group: Tensor) -> Tensor:
+    """Sum of x over each row's group, at every row: [N], [N] -> [N].
+
+    >>> group_sum(torch.tensor([1.0, 2.0, 5.0]), torch.tensor([7, 7, 9]))
+    tensor([3., 3., 5.])
+    """
+    _, index = group.unique(return_inverse=True)
+    return torch.zeros(int(index.max()) + 1 if len(index) else 0, dtype=x.dtype).index_add(0, index, x)[index]
+
+
+def group_mean(x: Tensor, group: Tensor) -> Tensor:
+    """Mean of x over each row's group, at every row: [N], [N] -> [N]."""
+    return group_sum(x, group) / group_sum(torch.ones_like(x), group)
+
+
+def leave_one_out(rewards: Tensor, group: Tensor, *, normalize_adv: bool = False) -> Tensor:
+    """Reward minus the mean reward of the *other* completions of its prompt (Kool et al. 2019): k/(k-1) (R - mean).
+
+    A completion left alone in its group has no baseline and gets no credit. `normalize_adv` divides by the standard
+    deviation over the whole step.
+
+    >>> leave_one_out(torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0, 0, 0]))
+    tensor([ 1.0000, -0.5000, -0.5000])
+    """
+    size = group_sum(torch.ones_like(rewards), group)
+    others = (group_sum(rewards, group) - rewards) / (size - 1).clamp(min=1)
+    advantages = torch.where(size > 1, rewards - others, 0.0)
+    if normalize_adv:
+        std = advantages.std(unbiased=False) if len(advantages) else advantages.sum()
+        advantages = torch.where(std < ZERO_STD, 0.0, advantages / std.clamp(min=ZERO_STD))
+    return advantages
+
+
+def group_normalized(rewards: Tensor, group: Tensor, *, std: str = "population", std_epsilon: float = 1e-4) -> Tensor:
+    """Reward centred on its group's mean and divided by a standard deviation (Shao et al. 2024).
+
+    std: "population" (divides by G), "sample" (by G - 1), "batch" (one population deviation for the whole step), or
+    "none" (Dr. GRPO: centred only). A group without spread gets exactly 0.
+
+    >>> group_normalized(torch.tensor([1.0, 0.0, 0.0, 0.0]), torch.zeros(4, dtype=torch.long), std_epsilon=0.0)
+    tensor([ 1.7321, -0.5774, -0.5774, -0.5774])
+    """
+    centred = rewards - group_mean(rewards, group)
+    if std == "none":
+        return centred
+    if std == "batch":
+        spread = (rewards - rewards.mean()).square().mean().sqrt().expand_as(rewards)
+    else:
+        size = group_sum(torch.ones_like(rewards), group)
+        divisor = size if std == "population" else (size - 1).clamp(min=1)
+        spread = (group_sum(centred.square(), group) / divisor).sqrt()
+    return torch.where(spread < ZERO_STD, 0.0, centred / (spread + std_epsilon).clamp(min=ZERO_STD))
+
+
+def _reinforce(
+    state: dict[str, float],
+    rewards: Tensor,
+    token_rewards: Tensor,
+    group: Tensor,
+    *,
+    baseline: str = "running",
+    action_level: str = "sequence",
+    momentum: float = 0.9,
+) -> tuple[Tensor, dict[str, float]]:
+    if baseline == "none":
+        level = torch.zeros_like(rewards)
+    elif baseline == "batch_mean":
+        level = rewards.mean().expand_as(rewards)
+    elif baseline == "group_loo":
+        level = rewards - leave_one_out(rewards, group)
+    else:  # running: before the first step there is no average yet, so nothing is subtracted
+        level = torch.full_like(rewards, state["mean"])
+        if len(rewards):
+            mean = float(rewards.mean())
+            state = {"mean": momentum * state["mean"] + (1 - momentum) * mean if state["steps"] else mean}
+            state["steps"] = 1.0
+    if action_level == "sequence":
+        return rewards - level, state
+    to_go = token_rewards.flip(-1).cumsum(-1).flip(-1)  # [N, L] sum of this and all later token rewards
+    return to_go - level[:, None], state
+
+
+reinforce = Running(init=lambda: {"mean": 0.0, "steps": 0.0}, update=_reinforce)
+"""Reward minus a baseline (Williams 1992): none, running (an average, updated after use), batch_mean, group_loo.
+
+action_level "token" credits each token with the rewards from it on (they differ only when a KL penalty sits in the
+reward), "sequence" credits all tokens with the whole.
+"""

@@ -1,0 +1,19 @@
+"""The catalogue: one published method per file. A new method is a file here and its name in the list."""
+
+from importlib import import_module
+
+from fiducial.core.method import Method
+
+NAMES = ("sft", "bt_reward_model", "dpo", "reinforce_lm", "rloo", "grpo")
+METHODS: dict[str, Method] = {name: import_module(f"fiducial.methods.{name}").METHOD for name in NAMES}
+
+
+def lookup(name: str) -> Method:
+    """The record of a method by its id, or of a user's file by its path (it ends in .py)."""
+    from fiducial.core.method import method_from_file
+
+    if name.endswith(".py"):
+        return method_from_file(name)
+    if name not in METHODS:
+        raise ValueError(f"no method is called {name!r}; there are {', '.join(METHODS)}, or the path of a .py file")
+    return METHODS[name]

@@ -1,0 +1,222 @@
+"""Where batches come from: rows of a data set, or problems whose completions are sampled, scored and credited.
+
+A batch is a function of the run's seed and the step, so a feed has no position to save.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+
+from fiducial.config import RecipeError, Run
+from fiducial.core.method import Method
+from fiducial.core.seeds import mix
+from fiducial.core.tokens import collate, pad
+from fiducial.core.types import (
+    VERDICTS,
+    Encoded,
+    Label,
+    Pair,
+    Problem,
+    Request,
+    Reward,
+    Rollout,
+    Sampler,
+    Score,
+    Tokens,
+)
+from fiducial.data import Dataset, Item
+from fiducial.train.loop import TrainingError
+from fiducial.train.measure import Meter
+from fiducial.train.runtime import Runtime
+
+FAILED = ("timeout", "crashed", "skipped")  # verdicts that say nothing about the completion
+
+
+class Order:
+    """An endless shuffled stream over some rows of a data set: each epoch its own permutation, from (seed, epoch)."""
+
+    def __init__(self, rows: Dataset, seed: int, keep: Sequence[int] | None = None):
+        self.rows, self.seed = rows, seed
+        self.keep = list(range(len(rows))) if keep is None else list(keep)
+        if not self.keep:
+            raise RecipeError(f"nothing is left of {rows.source.name} to train on")
+        self._epoch, self._permutation = -1, torch.empty(0, dtype=torch.long)
+
+    def take(self, start: int, number: int) -> list[int]:
+        """The rows at the stream's positions start .. start + number - 1."""
+        out = []
+        for position in range(start, start + number):
+            epoch, place = divmod(position, len(self.keep))
+            if epoch != self._epoch:
+                draw = torch.Generator().manual_seed(mix(self.seed, "order", epoch))
+                self._epoch, self._permutation = epoch, torch.randperm(len(self.keep), generator=draw)
+            out.append(self.keep[int(self._permutation[place])])
+        return out
+
+
+class RowFeed:
+    """Batches of demonstrations, pairs or labels."""
+
+    def __init__(self, run: Run, rows: Dataset, runtime: Runtime, keep: Sequence[int] | None = None):
+        self.run, self.rows, self.runtime = run, rows, runtime
+        self.order = Order(rows, run.seed, keep)
+
+    def batch(self, step: int, meter: Meter) -> Tokens:
+        size = self.run.optim.batch
+        mine = self.runtime.mine(self.order.take(step * size, size))
+        meter.peak("epoch", (step + 1) * size / len(self.order.keep))
+        return collate_examples([self.rows[j] for j in mine])
+
+
+def collate_examples(rows: Sequence[Item]) -> Tokens:
+    """Parsed and encoded rows of one kind to tensors."""
+    items: list[Any] = [row.example for row in rows]
+    if items and isinstance(items[0], Pair):
+        encoded = [row.encoded[0] for row in rows] + [row.encoded[1] for row in rows]
+        batch = collate(encoded, weight=[p.weight for p in items] * 2, pairs=True)
+        batch.extra["margin"] = torch.tensor([p.margin for p in items] * 2, dtype=torch.float32)
+    else:
+        batch = collate([row.encoded[0] for row in rows], weight=[item.weight for item in items])
+    if items and isinstance(items[0], Label):
+        batch.extra["desirable"] = torch.tensor([item.desirable for item in items])
+    batch.extra["row"] = torch.tensor([item.index for item in items] * (2 if batch.pairs else 1), dtype=torch.long)
+    return batch
+
+
+class GroupFeed:
+    """Samples completions of problems, scores them, and settles what each verdict is worth."""
+
+    def __init__(
+        self,
+        run: Run,
+        method: Method,
+        problems: Dataset,
+        sampler: Sampler,
+        reward: Reward,
+        runtime: Runtime,
+        keep: Sequence[int] | None = None,
+    ):
+        self.run, self.method, self.problems, self.sampler, self.reward = run, method, problems, sampler, reward
+        self.runtime = runtime
+        self.order = Order(problems, run.seed, keep)
+        self.rollouts: list[Rollout] = []  # the last step's, for the journal
+
+    def batch(self, step: int, meter: Meter) -> Tokens:
+        began = time.perf_counter()
+        rollouts, problems = self.sample(step)
+        sampled = time.perf_counter()
+        fields = [{**problem.fields, "prompt": problem.prompt} for problem in problems]
+        scores = self.reward([r.completion for r in rollouts], fields) if rollouts else []
+        meter.seconds("sample", sampled - began)
+        meter.seconds("reward", time.perf_counter() - sampled)
+        self.rollouts = [settle(self.run, r, s) for r, s in zip(rollouts, scores, strict=True)]
+        self.tell(step, meter)
+        kept = [r for r in self.rollouts if r.reward is not None]
+        if self.run.sampling.filter_groups:
+            kept = _with_spread(kept)
+        return collate_rollouts(kept, self.run)
+
+    def sample(self, step: int) -> tuple[list[Rollout], list[Problem]]:
+        """This rank's completions of a step and the problem of each. Seeds depend on a problem's place in the step."""
+        run, size = self.run, self.run.optim.batch
+        places = list(enumerate(self.order.take(step * size, size)))
+        requests, problems = [], []
+        for place, j in self.runtime.mine(places):
+            item = self.problems[j]
+            problem, ids = cast(Problem, item.example), item.encoded[0].token_ids
+            for copy in range(run.sampling.n):
+                seed = mix(run.seed, "sample", step, place, copy)
+                requests.append(Request(ids, seed, problem.prompt, group=place))
+                problems.append(problem)
+        return self.sampler.sample(requests, run.sampling.decoding), problems
+
+    def tell(self, step: int, meter: Meter) -> None:
+        """Metrics of the last rollouts; stops the run when too many could not be judged."""
+        rollouts = self.rollouts
+        verdicts = Counter(r.score.verdict for r in rollouts if r.score)
+        failed = sum(self.runtime.gather(sum(verdicts[v] for v in FAILED)))
+        number = sum(self.runtime.gather(len(rollouts)))
+        if number and failed / number > self.run.verdicts.max_failed:
+            whys = [r.score.why for r in rollouts if r.score and r.score.verdict in FAILED]
+            raise TrainingError(
+                f"step {step}: {failed} of {number} completions could not be judged, over verdicts.max_failed = "
+                f"{self.run.verdicts.max_failed}; the first: {whys[0] if whys else 'on another rank'}"
+            )
+        for verdict in VERDICTS:
+            meter.add(f"verdict/{verdict}", verdicts[verdict], len(rollouts))
+        lengths = [r.num_tokens for r in rollouts]
+        stopped = [r.num_tokens for r in rollouts if r.finish == "stop"]
+        meter.add("completions/mean_length", sum(lengths), len(lengths))
+        meter.add("completions/mean_terminated_length", sum(stopped), len(stopped))
+        meter.add("completions/clipped_ratio", len(lengths) - len(stopped), len(lengths))
+        for length in lengths:
+            meter.peak("completions/max_length", length)
+            meter.low("completions/min_length", length)
+        meter.total("num_tokens", sum(lengths))
+        lost = sum(not math.isfinite(p) for r in rollouts for p in r.sampler_logprobs)
+        meter.total("sampling/dropped_tokens", lost)
+        rewards = [r.reward for r in rollouts if r.reward is not None]
+        meter.add("reward", sum(rewards), len(rewards))
+        for members in _groups(rollouts).values():
+            spread = statistics.pstdev(r.reward for r in members if r.reward is not None)
+            meter.add("reward_std", spread, 1.0)
+            meter.add("frac_reward_zero_std", float(spread < 1e-8), 1.0)
+        for name in {name for r in rollouts if r.score for name in r.score.parts}:
+            parts = [r.score.parts[name].value for r in rollouts if r.score and name in r.score.parts]
+            known = [value for value in parts if value is not None]
+            meter.add(f"rewards/{name}/mean", sum(known), len(known))
+
+
+def _groups(rollouts: Sequence[Rollout]) -> dict[int, list[Rollout]]:
+    groups: dict[int, list[Rollout]] = {}
+    for rollout in rollouts:
+        if rollout.reward is not None:
+            groups.setdefault(rollout.group, []).append(rollout)
+    return groups
+
+
+def _with_spread(rollouts: list[Rollout]) -> list[Rollout]:
+    """Those whose group does not agree: a group of equal rewards has no advantage and only costs time."""
+    mixed = {g for g, members in _groups(rollouts).items() if len({r.reward for r in members}) > 1}
+    return [r for r in rollouts if r.group in mixed]
+
+
+def settle(run: Run, rollout: Rollout, score: Score) -> Rollout:
+    """The rollout with its score and the reward that the recipe makes of it; None leaves it out of training."""
+    verdicts, value = run.verdicts, score.value
+    if value is not None and not math.isfinite(value):
+        raise TrainingError(f"the reward of a completion is {value}: a reward must be a finite number. {score.why}")
+    if score.verdict == "unparseable":
+        value = None if verdicts.unparseable == "drop" else verdicts.unparseable
+    elif score.verdict in FAILED:
+        value = None if verdicts.failed == "drop" else verdicts.failed
+    if rollout.finish == "length" and run.sampling.truncated == "penalise":
+        value = verdicts.penalty
+    return replace(rollout, score=score, reward=value)
+
+
+def collate_rollouts(rollouts: Sequence[Rollout], run: Run) -> Tokens:
+    """The tokens that were sampled, as they were sampled. One whose log-prob is not finite does not train."""
+    skip = run.sampling.truncated == "mask"
+    rows = []
+    for r in rollouts:
+        trains = not (skip and r.finish == "length")
+        rows.append(
+            Encoded(
+                r.token_ids,
+                [trains and m and math.isfinite(p) for m, p in zip(r.mask, r.sampler_logprobs, strict=True)],
+            )
+        )
+    batch = collate(rows, group=[r.group for r in rollouts])
+    width = batch.input_ids.shape[1]
+    batch.extra["sampler_logprobs"] = pad([r.sampler_logprobs for r in rollouts], torch.float32, width)
+    batch.extra["rewards"] = torch.tensor([r.reward for r in rollouts], dtype=torch.float32)
+    return batch

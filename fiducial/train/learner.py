@@ -1,0 +1,63 @@
+"""A trained (or frozen) network as the loop sees it: a batch in, tensors under glossary names out."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fiducial.core.tokens import masked_logprobs, sequence_sum
+from fiducial.core.types import Tokens
+
+
+class Learner(nn.Module):
+    """One module with one `forward`, which is what FSDP shards and autocast wraps.
+
+    `kind` "policy" scores tokens; "reward_model" scores sequences.
+    """
+
+    def __init__(self, model: Any, kind: str = "policy", temperature: float = 1.0, autocast: bool = False):
+        super().__init__()
+        self.model, self.kind, self.temperature, self.autocast = model, kind, temperature, autocast
+
+    def forward(self, batch: Tokens, want_logits: bool = False) -> dict[str, Tensor]:
+        """{"logprobs": [B, L], "hits": [B, L]} and, if wanted, "logits" [B, L, V]; or {"scores": [B]}."""
+        with torch.autocast(batch.input_ids.device.type, torch.bfloat16, enabled=self.autocast):
+            if self.kind == "reward_model":
+                scores = self.model(batch.input_ids, batch.extra["lengths"])
+                return {"scores": scores if scores.dtype == torch.float64 else scores.float()}
+            hidden = self.model.hidden(batch.input_ids)
+            logprobs, hits = masked_logprobs(hidden, self.model.head, batch.input_ids, batch.mask, self.temperature)
+            out = {"logprobs": logprobs, "hits": hits}
+            if want_logits:
+                logits = self.model.head(hidden)
+                logits = logits if logits.dtype == torch.float64 else logits.float()
+                out["logits"] = logits / self.temperature
+        return out
+
+
+def named_tensors(out: dict[str, Tensor], batch: Tokens, needs: Collection[str]) -> dict[str, Tensor]:
+    """What a loss asks for by name, from a learner's output and what the batch carries.
+
+    Pair names are the halves of the per-row tensors: chosen rows come first.
+    """
+    tensors = {**batch.extra, **out, "mask": batch.mask, "weight": batch.weight, "group": batch.group}
+    n = batch.num_units
+    halves = {"chosen": slice(0, n), "rejected": slice(n, 2 * n), "completion": slice(None)}
+    for half, rows in halves.items():
+        for prefix in ("", "ref_"):
+            if f"{prefix}logprobs" in tensors and f"{prefix}{half}_logprobs" in needs:
+                summed = sequence_sum(tensors[f"{prefix}logprobs"], batch.mask)
+                tensors[f"{prefix}{half}_logprobs"] = summed[rows]
+        if f"{half}_lengths" in needs:
+            tensors[f"{half}_lengths"] = batch.mask.sum(-1)[rows].clamp(min=1)
+        if f"{half}_scores" in needs:
+            tensors[f"{half}_scores"] = out["scores"][rows]
+    if batch.pairs and "margin" in tensors:
+        tensors["margin"] = tensors["margin"][:n]
+    if "old_logprobs" in needs and "old_logprobs" not in tensors:
+        # The weights have not moved since sampling: the policy is its own past, without a second forward pass.
+        tensors["old_logprobs"] = tensors["logprobs"].detach()
+    return tensors

@@ -1,0 +1,149 @@
+"""What a step is measured by. Every metric is a weighted sum and a weight, added over micro-batches and ranks and
+divided once, so a number in the log means the same on one process and on many."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fiducial.config import Run
+from fiducial.core.divergence import kl_estimate
+from fiducial.core.method import Method
+from fiducial.core.types import Tokens
+from fiducial.train.runtime import Runtime
+
+
+class Meter:
+    """Sums, maxima and plain totals under names.
+
+    >>> meter = Meter()
+    >>> meter.add("reward", 3.0, 4.0)
+    >>> meter.add("reward", 1.0, 4.0)
+    >>> meter.reduce(Runtime())
+    {'reward': 0.5}
+    """
+
+    def __init__(self):
+        self.sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        self.peaks: dict[str, float] = {}
+        self.lows: dict[str, float] = {}
+        self.totals: dict[str, float] = defaultdict(float)
+
+    def add(self, name: str, value: Any, weight: Any = 1.0) -> None:
+        """A weighted sum and its weight; their quotient is the metric."""
+        entry = self.sums[name]
+        entry[0] += float(value)
+        entry[1] += float(weight)
+
+    def mean(self, name: str, values: Tensor, weight: Tensor) -> None:
+        """The weighted mean of a tensor."""
+        values, weight = values.detach().double(), weight.double()
+        self.add(name, (values * weight).sum(), weight.sum())
+
+    def peak(self, name: str, value: Any) -> None:
+        self.peaks[name] = max(self.peaks.get(name, -math.inf), float(value))
+
+    def low(self, name: str, value: Any) -> None:
+        self.lows[name] = min(self.lows.get(name, math.inf), float(value))
+
+    def total(self, name: str, value: Any) -> None:
+        """Plain sum over the step and all ranks."""
+        self.totals[name] += float(value)
+
+    def seconds(self, name: str, value: float) -> None:
+        self.peak(f"seconds/{name}", self.peaks.get(f"seconds/{name}", 0.0) + value)
+
+    def reduce(self, runtime: Runtime) -> dict[str, float]:
+        """The metrics of all ranks together."""
+        shares = runtime.gather((dict(self.sums), self.peaks, self.lows, dict(self.totals)))
+        together = Meter()
+        for sums, peaks, lows, totals in shares:
+            for name, (value, weight) in sums.items():
+                together.add(name, value, weight)
+            for name, value in peaks.items():
+                together.peak(name, value)
+            for name, value in lows.items():
+                together.low(name, value)
+            for name, value in totals.items():
+                together.total(name, value)
+        out = {name: value / weight for name, (value, weight) in together.sums.items() if weight > 0}
+        out.update({**together.peaks, **together.lows, **together.totals})
+        if "nll" in out:
+            out["perplexity"] = math.exp(min(out.pop("nll"), 700.0))
+        return out
+
+
+@torch.no_grad()
+def measure(
+    run: Run,
+    method: Method,
+    tensors: dict[str, Tensor],
+    out: dict[str, Tensor],
+    batch: Tokens,
+    loss: Tensor,
+    meter: Meter,
+) -> None:
+    """Add one micro-batch's metrics: those of its feed, from the tensors the loss saw."""
+    meter.add("loss", loss.detach(), 0.0)  # already divided by the update's counts, so each update weighs one
+    token_weight = batch.mask * batch.weight[:, None]
+    if method.feed == "demos":
+        meter.mean("nll", -out["logprobs"], token_weight)
+        meter.mean("mean_token_accuracy", out["hits"], token_weight)
+        meter.total("num_tokens", batch.mask.sum())
+    if "kl" in tensors:
+        meter.mean("kl", tensors["kl"], token_weight)
+    if batch.pairs:
+        measure_pairs(run, tensors, out, batch, meter)
+    if method.feed == "groups":
+        measure_groups(run, tensors, batch, token_weight, meter)
+
+
+def measure_pairs(run: Run, tensors: dict[str, Tensor], out: dict[str, Tensor], batch: Tokens, meter: Meter) -> None:
+    """Accuracy and margins; implicit rewards beta (log pi - log ref) where there is a reference."""
+    n, weight = batch.num_units, batch.weight[: batch.num_units]
+    if "scores" in out:
+        chosen, rejected = out["scores"][:n], out["scores"][n:]
+        meter.mean("reward/mean", torch.cat([chosen, rejected]), batch.weight)
+        _compare("accuracy", "margin", chosen, rejected, weight, meter)
+        return
+    chosen, rejected = tensors["chosen_logprobs"], tensors["rejected_logprobs"]
+    meter.mean("logps/chosen", chosen, weight)
+    meter.mean("logps/rejected", rejected, weight)
+    meter.mean("ranking_accuracy", (chosen > rejected).double(), weight)
+    if "ref_chosen_logprobs" in tensors:
+        beta = float(run.hparams.get("beta", 1.0))
+        good = beta * (chosen - tensors["ref_chosen_logprobs"])
+        bad = beta * (rejected - tensors["ref_rejected_logprobs"])
+        meter.mean("rewards/chosen", good, weight)
+        meter.mean("rewards/rejected", bad, weight)
+        _compare("rewards/accuracies", "rewards/margins", good, bad, weight, meter)
+
+
+def _compare(accuracy: str, margin: str, good: Tensor, bad: Tensor, weight: Tensor, meter: Meter) -> None:
+    meter.mean(accuracy, (good > bad).double() + 0.5 * (good == bad).double(), weight)  # a tie is a coin toss
+    meter.mean(margin, good - bad, weight)
+
+
+def measure_groups(run: Run, tensors: dict[str, Tensor], batch: Tokens, token_weight: Tensor, meter: Meter) -> None:
+    """Distance between the three ledgers of log-probs: trained, old, and the sampler's."""
+    logprobs = tensors["logprobs"]
+    old = tensors.get("old_logprobs", logprobs)
+    ratio = torch.exp((logprobs - old).clamp(-20, 20))
+    meter.mean("ratio/mean", ratio, token_weight)
+    meter.mean("policy/approxkl", kl_estimate(old, logprobs, "k3"), token_weight)
+    if batch.mask.any():
+        meter.peak("ratio/max", ratio[batch.mask].max())
+    if "clip_low" in run.hparams:
+        up, down = batch.extra["advantages"] > 0, batch.extra["advantages"] < 0
+        meter.mean("clip_ratio/high", (up & (ratio > 1 + run.hparams["clip_high"])).double(), token_weight)
+        meter.mean("clip_ratio/low", (down & (ratio < 1 - run.hparams["clip_low"])).double(), token_weight)
+    if "sampler_logprobs" in batch.extra:
+        sampler = batch.extra["sampler_logprobs"]
+        gap = torch.where(batch.mask, (old - sampler).abs(), 0.0)
+        meter.mean("sampling/logp_difference/mean", gap, token_weight)
+        meter.peak("sampling/logp_difference/max", gap.max())
+        meter.mean("entropy", -sampler, token_weight)
