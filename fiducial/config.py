@@ -227,19 +227,33 @@ def _check(run: Run, method: Method) -> None:
             raise RecipeError(message)
 
 
-def read_recipe(path: str | Path) -> Run:
-    """The run that a TOML file describes. RecipeError names the file and the key."""
-    path = Path(path)
+def read_recipe(path: str | Path, over: dict[str, Any] | None = None) -> Run:
+    """The run that a TOML file describes, `over` in place of the file's settings. RecipeError names the key."""
+    path, over = Path(path), over or {}
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RecipeError(f"recipe {path} does not exist") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"recipe {path} is not valid TOML: {error}") from error
+    from_table(Run, over)  # a wrong flag is told as a flag, before the file is blamed
     try:
-        return from_table(Run, table)
+        return from_table(Run, merge(table, over))
     except RecipeError as error:
         raise RecipeError(f"recipe {path}: {error}") from error
+
+
+def merge(table: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`table` with what `over` says instead; tables inside are merged.
+
+    >>> merge({"optim": {"lr": 1, "clip": 2}}, {"optim": {"lr": 3}})
+    {'optim': {'lr': 3, 'clip': 2}}
+    """
+    out = dict(table)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(out.get(key), dict)
+        out[key] = merge(out[key], value) if both else value
+    return out
 
 
 def from_table(cls: Any, table: dict[str, Any], where: str = "") -> Any:

@@ -90,9 +90,13 @@ def make_parts(method: Method, model: nn.Module, feed: Any, ref: nn.Module | Non
     return Parts(Learner(model, method.learns), feed, frozen if ref is not None else None)
 
 
-def solve(run: Run, method: Method, model: nn.Module, feed: Any, ref: nn.Module | None = None) -> None:
+UNTIL_STILL = Optim(lr=0.1, schedule="cosine", clip=0.0, rows_per_pass=100_000, betas=(0.9, 0.99))
+
+
+def solve(
+    run: Run, method: Method, model: nn.Module, feed: Any, ref: nn.Module | None = None, optim: Optim = UNTIL_STILL
+) -> None:
     """Run the real trainer on an exact expectation until it stands still."""
-    optim = Optim(lr=0.1, schedule="cosine", clip=0.0, rows_per_pass=100_000, betas=(0.9, 0.99))
     run = replace(run, optim=optim)
     parts = make_parts(method, model, feed, ref)
     for _ in steps(run, method, parts, State(make_optimizer(run, parts.learner))):

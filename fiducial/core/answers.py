@@ -12,6 +12,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from numbers import Integral, Real
 from typing import Any, Literal
 
 MAX_SCAN = 100_000  # characters; an answer stands at the end, so of a longer text only the end is read
@@ -37,9 +38,7 @@ _SIGN = r"[-+−]"
 # Thousands in groups of three, or plain digits. Atomic, so that "15km" is never read as "1" followed by something.
 _DECIMAL = r"(?>(?:\d{1,3}(?:,\d{3}){1,12}(?!\d)|\d{1,400})(?:\.\d{1,400})?|\.\d{1,400})"
 _EXPONENT = rf"{_SIGN}?\d{{1,4}}"
-_POWER = (
-    rf"(?:[eE]{_EXPONENT}|\s?(?:\\times|\\cdot|×|\*)\s?10\s?\^\s?(?:\{{\s?{_EXPONENT}\s?\}}|{_EXPONENT}))"
-)
+_POWER = rf"(?:[eE]{_EXPONENT}|\s?(?:\\times|\\cdot|×|\*)\s?10\s?\^\s?(?:\{{\s?{_EXPONENT}\s?\}}|{_EXPONENT}))"
 # No single letters: "2m" is as likely two times m. In `\text{m}` they are units.
 _UNITS = (
     "km/h|m/s|km|cm|mm|nm|kg|mg|lbs?|oz|mL|ml|hrs?|mins?|secs?|ms|mph|kph|kHz|MHz|Hz|keV|MeV|eV|Pa|mol|°C|°F|°|ft|yd"
@@ -56,8 +55,9 @@ _NUMBER = re.compile(
 
 # Words around a lone number that change its value or make it part of a formula.
 _NOT_PROSE = frozenset(
-    "negative minus plus times over per half third quarter dozen hundred thousand million billion trillion percent sqrt"
-    " pi sin cos tan cot sec csc arcsin arccos arctan log ln exp mod choose not or and infinity squared cubed".split()
+    "negative minus plus times over half third quarter dozen hundred thousand million billion trillion percent cent"
+    " sqrt pi sin cos tan cot sec csc arcsin arccos arctan log ln exp mod choose"
+    " not or and infinity squared cubed".split()
 )
 _PROSE = re.compile(r"(?:[A-Za-z\s.,;:?()\"“”'’]|(?<=[A-Za-z])-(?=[A-Za-z]))*")
 
@@ -251,7 +251,7 @@ MARKED = ("tag", "boxed", "hash", "sentence")  # what says in words or marks tha
 MATH = ("tag", "boxed", "hash", "sentence", "expression", "number")
 
 _LEFT = re.compile(r"(?:[\s*$`]|\\[(\[]|\\\$)*")
-_RIGHT = re.compile(r"(?:[\s*$`.,;:]|[)\]]\\|\$\\)*")  # on the reversed text
+_RIGHT = re.compile(r"(?:[\s*$`,;:]|\.(?!thgir\\)|[)\]]\\|\$\\)*")  # on the reversed text
 
 
 def _trim(text: str, start: int, end: int) -> Span:
@@ -291,13 +291,17 @@ def gold_text(answer: Any) -> str | None:
     >>> gold_text(27.0), gold_text("Sum: 72.\n#### 72"), gold_text(r"so $\boxed{\pi}$"), gold_text("  ")
     ('27', '72', '\\pi', None)
     """
-    if isinstance(answer, bool) or not isinstance(answer, str | int | float):
+    if isinstance(answer, bool):
         return None
-    if isinstance(answer, float):
-        answer = str(int(answer)) if answer.is_integer() else repr(answer)
-    text = str(answer)
-    marked = extract_answer(text, ("tag", "boxed", "hash"))
-    return marked.text if marked else text.strip() or None
+    if isinstance(answer, Integral):  # numpy's numbers too, as parquet files give them
+        return str(int(answer))
+    if isinstance(answer, Real):
+        number = float(answer)
+        return str(int(number)) if number.is_integer() else repr(number)
+    if not isinstance(answer, str):
+        return None
+    marked = extract_answer(answer, ("tag", "boxed", "hash"))
+    return marked.text if marked else answer.strip() or None
 
 
 def normalize_answer(text: str, ignore_case: bool = True) -> str:

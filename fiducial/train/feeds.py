@@ -71,9 +71,16 @@ class RowFeed:
 
     def batch(self, step: int, meter: Meter) -> Tokens:
         size = self.run.optim.batch
-        mine = self.runtime.mine(self.order.take(step * size, size))
+        places, mine = zip(*self.runtime.mine(list(enumerate(self.order.take(step * size, size)))), strict=True)
         meter.peak("epoch", (step + 1) * size / len(self.order.keep))
-        return collate_examples([self.rows[j] for j in mine])
+        return locate(collate_examples([self.rows[j] for j in mine]), places, size)
+
+
+def locate(batch: Tokens, places: Sequence[int], size: int) -> Tokens:
+    """Say where each example stands in the whole step of `size` examples."""
+    batch.extra["place"] = torch.tensor([*places, *places] if batch.pairs else [*places], dtype=torch.long)
+    batch.extra["step_size"] = torch.tensor(size)
+    return batch
 
 
 def collate_examples(rows: Sequence[Item]) -> Tokens:
@@ -206,6 +213,8 @@ def settle(run: Run, rollout: Rollout, score: Score) -> Rollout:
 def collate_rollouts(rollouts: Sequence[Rollout], run: Run) -> Tokens:
     """The tokens that were sampled, as they were sampled. One whose log-prob is not finite does not train."""
     skip = run.sampling.truncated == "mask"
+    if not rollouts:
+        return nothing(run)
     rows = []
     for r in rollouts:
         trains = not (skip and r.finish == "length")
@@ -219,4 +228,18 @@ def collate_rollouts(rollouts: Sequence[Rollout], run: Run) -> Tokens:
     width = batch.input_ids.shape[1]
     batch.extra["sampler_logprobs"] = pad([r.sampler_logprobs for r in rollouts], torch.float32, width)
     batch.extra["rewards"] = torch.tensor([r.reward for r in rollouts], dtype=torch.float32)
-    return batch
+    n = run.sampling.n
+    copies: Counter[int] = Counter()
+    places = []
+    for r in rollouts:
+        places.append(r.group * n + copies[r.group])
+        copies[r.group] += 1
+    return locate(batch, places, run.optim.batch * n)
+
+
+def nothing(run: Run) -> Tokens:
+    """A batch that stands for no example, for a step in which no completion is left to learn from."""
+    batch = collate([Encoded([0, 0], [False, False])], weight=[0.0])
+    batch.extra["sampler_logprobs"] = torch.zeros(1, 2)
+    batch.extra["rewards"] = torch.zeros(1)
+    return locate(batch, [0], run.optim.batch * run.sampling.n)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -26,7 +26,7 @@ from fiducial.core.total import Counts, count, total
 from fiducial.core.types import Tokens
 from fiducial.train.learner import Learner, named_tensors
 from fiducial.train.measure import Meter, measure
-from fiducial.train.runtime import Runtime
+from fiducial.train.runtime import Runtime, number
 
 
 class TrainingError(RuntimeError):
@@ -191,26 +191,35 @@ def advantages(
     token_rewards[torch.arange(len(outcome)), last] = outcome
     if penalty is not None:
         token_rewards = token_rewards - penalty
+    if not bool((batch.weight > 0).any()):  # this rank has nothing: a stand-in must not enter the others' baselines
+        token_rewards, batch = token_rewards[:0], replace(batch, group=batch.group[:0])
     shares = runtime.gather((token_rewards, batch.group))
     width = max(share[0].shape[1] for share in shares)
     tokens = torch.cat([torch.nn.functional.pad(share[0], (0, width - share[0].shape[1])) for share in shares])
     together = {"token_rewards": tokens, "rewards": tokens.sum(-1), "group": torch.cat([share[1] for share in shares])}
     credit, state.credit = method.assign_credit(together, run.hparams, state.credit)
     before = sum(len(share[0]) for share in shares[: runtime.rank])
-    mine = credit[before : before + len(outcome)]
+    mine = credit[before : before + len(token_rewards)]
+    if len(mine) == 0:
+        return torch.zeros(batch.mask.shape, dtype=outcome.dtype)
     return mine[:, : batch.mask.shape[1]] if mine.ndim == 2 else mine[:, None].expand(batch.mask.shape).clone()
 
 
 def updates(run: Run, batch: Tokens, step: int) -> Iterator[Tensor]:
-    """The examples of each optimizer update of a step: `epochs` passes, each cut into `minibatches` at random."""
+    """The examples of each optimizer update of a step: `epochs` passes, each cut into `minibatches` at random.
+
+    An example's minibatch follows from its place in the whole step, so it is the same on any number of ranks.
+    """
     everything = torch.arange(batch.num_units)
     for epoch in range(run.optim.epochs):
         if run.optim.minibatches == 1:
             yield everything
             continue
         draw = torch.Generator().manual_seed(mix(run.seed, "minibatches", step, epoch))
-        order = everything[torch.randperm(len(everything), generator=draw)]
-        yield from order.tensor_split(run.optim.minibatches)
+        size = int(batch.extra["step_size"])
+        shuffled = torch.randperm(size, generator=draw)[batch.extra["place"][: batch.num_units]]
+        for minibatch in range(run.optim.minibatches):
+            yield everything[shuffled * run.optim.minibatches // size == minibatch]
 
 
 def update(
@@ -240,7 +249,7 @@ def update(
     meter.add("loss", 0.0, 1.0 / runtime.world)
     for group in state.optimizer.param_groups:
         group["lr"] = lr_at(run, state.step)
-    norms = [float(p.grad.norm()) for p in learner.parameters() if p.grad is not None] if runtime.world == 1 else []
+    norms = [number(p.grad.norm()) for p in learner.parameters() if p.grad is not None]
     norm = runtime.clip(learner.parameters(), run.optim.clip)
     if not math.isfinite(norm):
         raise TrainingError(f"step {state.step}: the gradient is not finite (norm {norm}); try a lower optim.lr")

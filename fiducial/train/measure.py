@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fiducial.config import Run
-from fiducial.core.divergence import kl_estimate
+from fiducial.core.divergence import K3_LIMIT, kl_estimate
 from fiducial.core.method import Method
 from fiducial.core.types import Tokens
 from fiducial.train.runtime import Runtime
@@ -96,6 +96,8 @@ def measure(
         meter.total("num_tokens", batch.mask.sum())
     if "kl" in tensors:
         meter.mean("kl", tensors["kl"], token_weight)
+        if run.kl and run.kl.estimator.startswith("k3"):
+            meter.mean("kl/clamped", (tensors["kl"] >= K3_LIMIT).double(), token_weight)
     if batch.pairs:
         measure_pairs(run, tensors, out, batch, meter)
     if method.feed == "groups":

@@ -13,6 +13,11 @@ from torch import Tensor, nn
 from fiducial.core.total import Counts
 
 
+def number(x: Any) -> float:
+    """A scalar tensor as a float; one that is spread over ranks is gathered, so all ranks must ask."""
+    return float(x.full_tensor() if hasattr(x, "full_tensor") else x)
+
+
 @dataclass(frozen=True)
 class Runtime:
     """Where this process stands: its rank among `world`, and its device."""
@@ -89,8 +94,7 @@ class Runtime:
 
     def clip(self, parameters: Iterable[nn.Parameter], limit: float) -> float:
         """Scale the gradient to a norm of at most `limit` (0: leave it); returns its norm before, over all ranks."""
-        norm: Any = torch.nn.utils.clip_grad_norm_(parameters, limit or float("inf"))
-        return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        return number(torch.nn.utils.clip_grad_norm_(parameters, limit or float("inf")))
 
     def stop(self) -> None:
         if self.world > 1 and torch.distributed.is_initialized():

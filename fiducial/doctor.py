@@ -1,0 +1,73 @@
+"""`fiducial doctor`: a look at a recipe before it runs. What looks wrong in a run is in `evals.health`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from fiducial.config import Run
+from fiducial.config import read_recipe as read_toml
+from fiducial.evals.health import Finding, read_run
+from fiducial.train.assemble import Assembly, assemble
+from fiducial.train.loop import TrainingError
+from fiducial.train.preflight import Preflight, preflight
+from fiducial.train.runtime import Runtime
+
+__all__ = ["Finding", "read_recipe", "read_run"]
+
+UNTRAINED_STOP = 0.99  # share of completions whose stop token should train
+CUT = 0.05  # share of completions that lose their end
+ROOM = 0.8  # share of memory that a run may plan for
+
+
+def read_recipe(path: str | Path, over: dict[str, Any] | None = None) -> list[Finding]:
+    """Load everything that the recipe names, try its longest batch, and say what to change. Trains nothing.
+
+    Raises as `fiducial train` would where the recipe or the data is wrong.
+    """
+    run = read_toml(path, over).resolved()
+    where = str(path)
+    assembly = assemble(run, Runtime(), None, lambda line: None)
+    try:
+        look = preflight(assembly, colours=False)
+    except TrainingError as error:
+        return [Finding("error", "the longest batch fails", where, str(error))]
+    found = [*_data(assembly, where), *_settings(run, where), *_memory(look, where)]
+    facts = f"{look.trained:,} of {look.parameters:,} parameters train; passes of up to {look.longest} tokens"
+    return [*found, Finding("info", "the recipe runs", where, facts)]
+
+
+def _data(assembly: Assembly, where: str) -> list[Finding]:
+    report, found = assembly.data.report, []
+    for reason, number in report.counted.items():
+        text = f"{number} of {report.rows} rows are skipped ({reason}), the first {report.first[reason][0]}"
+        found.append(Finding("warning", text, where, "mend them in the file if they matter: they never train"))
+    if report.completions and report.truncated / report.completions > CUT:
+        share = report.truncated / report.completions
+        advice = 'raise data.max_length, or data.too_long = "drop"'
+        found.append(Finding("warning", f"{share:.0%} of completions are cut and lose their stop token", where, advice))
+    if report.stop_trained is not None and report.stop_trained < UNTRAINED_STOP and report.kind != "problems":
+        text = f"the stop token trains in only {report.stop_trained:.0%} of completions"
+        found.append(Finding("warning", text, where, "the model may never learn to end: look at the chat template"))
+    return found
+
+
+def _settings(run: Run, where: str) -> list[Finding]:
+    found, s = [], run.sampling
+    if run.record().feed == "groups" and (s.top_k or s.top_p < 1 or s.min_p > 0):
+        text = "top_k, top_p or min_p make the sampler another policy than the one that trains"
+        found.append(Finding("warning", text, where, "leave them off in training, or the gradient is biased"))
+    if run.checkpoint.every == 0 and run.steps > 200:
+        advice = "set checkpoint.every: --resume can only go back to step 0"
+        found.append(Finding("info", f"{run.steps} steps without a checkpoint", where, advice))
+    return found
+
+
+def _memory(look: Preflight, where: str) -> list[Finding]:
+    """Weights, gradients, optimizer and reference against the machine's memory; activations were tried for real."""
+    needed, there = sum(look.memory.values()), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed <= ROOM * there:
+        return []
+    text = f"model, optimizer and reference take {needed / 2**30:.1f} of {there / 2**30:.1f} GiB"
+    return [Finding("warning", text, where, "use model.lora, a smaller dtype, or more processes")]

@@ -1,0 +1,387 @@
+"""Reads a run and names what looks wrong: the metric, the step, and what to do about it.
+
+Rules are thresholds on what was logged; the healthy ranges are those of `evals.metrics`. A finding is a reason to look,
+not a proof, and silence proves nothing either: a policy that fools its verifier looks healthy in every log.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any, Literal
+
+from fiducial.evals.history import Rows, series, show
+from fiducial.evals.metrics import METRICS, is_healthy
+from fiducial.evals.stats import mean_interval
+from fiducial.store import RunFolder
+
+Severity = Literal["error", "warning", "info"]
+ENOUGH = 20  # steps from which on a trend is judged
+FAILED = ("timeout", "crashed", "skipped")
+ROLLOUT_STEPS = 10  # steps at each end of the run whose rollouts are read
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What looks wrong, the metric and step it shows at, and what to do."""
+
+    severity: Severity
+    what: str
+    where: str
+    advice: str
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a run left behind."""
+
+    folder: RunFolder
+    config: dict[str, Any]
+    rows: Rows
+    data: dict[str, Any]
+
+    def smooth(self, name: str) -> list[tuple[int, float]]:
+        """Steps and means over the last tenth of the points up to each, at most ten; not finite values left out."""
+        points = self.finite(name)
+        width = min(max(len(points) // 10, 1), 10)
+        means = (fmean(value for _, value in points[max(0, i - width + 1) : i + 1]) for i in range(len(points)))
+        return [(step, mean) for (step, _), mean in zip(points, means, strict=True)]
+
+    def finite(self, name: str) -> list[tuple[int, float]]:
+        steps, values = series(self.rows, name)
+        return [(step, value) for step, value in zip(steps, values, strict=True) if math.isfinite(value)]
+
+    def trend(self, name: str) -> Trend | None:
+        """First against last quarter of the run, None if it is too short to tell."""
+        values = [value for _, value in self.finite(name)]
+        if len(values) < ENOUGH:
+            return None
+        quarter = len(values) // 4
+        first, last = mean_interval(values[:quarter]), mean_interval(values[-quarter:])
+        noise = math.hypot(first.high - first.value, last.high - last.value)
+        return Trend(first.value, last.value, noise)
+
+
+@dataclass(frozen=True)
+class Trend:
+    """Means of the first and the last quarter, and by how much they may differ by chance."""
+
+    first: float
+    last: float
+    noise: float
+
+    @property
+    def rose(self) -> bool:
+        return self.last - self.first > self.noise
+
+    @property
+    def fell(self) -> bool:
+        return self.first - self.last > self.noise
+
+
+def read_run(path: str | Path | RunFolder) -> list[Finding]:
+    """What looks wrong in a run folder, errors first. ValueError if it is not one."""
+    folder = path if isinstance(path, RunFolder) else RunFolder(path)
+    evidence = Evidence(folder, folder.read_config(), folder.read_metrics(), folder.read_json("data.json") or {})
+    findings = [finding for rule in RULES for finding in rule(evidence)]
+    order = ("error", "warning", "info")
+    return sorted(findings, key=lambda finding: order.index(finding.severity))
+
+
+# -- is there anything to read -----------------------------------------------------------------------------------
+
+
+def unfinished(run: Evidence) -> Iterator[Finding]:
+    """Did the run reach its end?"""
+    done, wanted = run.folder.last_step(), run.config.get("steps")
+    if not done:
+        yield Finding("warning", "no step was finished", "metrics.jsonl", "start it again with --resume")
+    elif wanted and done < wanted:
+        what = f"the run stopped at step {done} of {wanted}"
+        yield Finding("info", what, f"step {done}", "go on with --resume, unless it is still running")
+
+
+def not_finite(run: Evidence) -> Iterator[Finding]:
+    """Numbers that are NaN or infinite."""
+    bad = [row for row in run.rows if row.get("nonfinite")]
+    if bad:
+        names = sorted({name for row in bad for name, value in row.items() if value is None})
+        what = f"{', '.join(names)} not finite in {len(bad)} of {len(run.rows)} lines"
+        advice = (
+            f"lower optim.lr; fiducial replay {run.folder.path} --step {bad[0]['step']} repeats the first such step"
+        )
+        yield Finding("error", what, f"{names[0]}, step {bad[0]['step']}", advice)
+
+
+def no_evaluation(run: Evidence) -> Iterator[Finding]:
+    """Without held-out measurements memorising cannot be told from learning."""
+    measured = {row.get("step") for row in run.rows if any(name.startswith("eval/") for name in row)}
+    if run.rows and len(measured) < 2:
+        often = "never" if not measured else "only once"
+        advice = "set eval.every, and data.eval_path for rows of your own"
+        yield Finding("info", f"held-out data was {often} measured", "eval/*", advice)
+
+
+# -- out of the healthy range ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Watch:
+    """A metric that should stay in its healthy range: at the end of the run, or with `always` at every time. Beyond
+    `error` it is an error."""
+
+    name: str
+    advice: str
+    always: bool = False
+    error: float = math.inf
+
+
+WATCHED = (
+    Watch("completions/clipped_ratio", "raise sampling.max_new_tokens, or reward shorter completions", error=0.5),
+    Watch("kl", "raise kl.weight or lower optim.lr; below 0 it cannot be a divergence of the sampled policy", True),
+    Watch(
+        "sampling/logp_difference/mean",
+        "sampler and trainer are not the same policy: check dtype, temperature, and that weights are handed over",
+        True,
+        error=0.2,
+    ),
+    Watch("sampling/dropped_tokens", "the sampler gives log-probabilities that are not finite: check its dtype", True),
+    Watch("verdict/unparseable", "show the answer's format in the prompt, or imitate some first", error=0.9),
+    Watch("policy/approxkl", "the policy moves far within a step: lower optim.lr, optim.epochs or optim.minibatches"),
+    Watch("clip_ratio/low", "the policy moves far within a step: lower optim.lr, optim.epochs or optim.minibatches"),
+    Watch("clip_ratio/high", "the policy moves far within a step: lower optim.lr, optim.epochs or optim.minibatches"),
+    Watch(
+        "eval/unjudged", "the verifier fails on held-out problems: their accuracy is too low by up to this share", True
+    ),
+    Watch("eval/self_bleu", "the samples of a problem are copies: raise the temperature or stop earlier"),
+)
+
+
+def out_of_range(run: Evidence) -> Iterator[Finding]:
+    """Metrics outside the range that `evals.metrics` calls healthy."""
+    for watch in WATCHED:
+        points = run.smooth(watch.name)
+        outside = [(step, value) for step, value in points if not is_healthy(watch.name, value)]
+        if not outside or not (watch.always or outside[-1] == points[-1]):
+            continue
+        judged = max(outside, key=lambda point: abs(point[1]))[1] if watch.always else points[-1][1]
+        low, high = (show(watch.name, end) for end in METRICS[watch.name].healthy or (-math.inf, math.inf))
+        what = f"{watch.name} is {show(watch.name, judged)}; healthy is {low} to {high}"
+        severity: Severity = "error" if judged > watch.error else "warning"
+        yield Finding(severity, what, f"{watch.name}, step {outside[0][0]}", watch.advice)
+
+
+def verifier_fails(run: Evidence) -> Iterator[Finding]:
+    """Completions that got no verdict because the verifier failed."""
+    for verdict in FAILED:
+        name = f"verdict/{verdict}"
+        points = run.finite(name)
+        share = fmean(value for _, value in points) if points else 0.0
+        if not is_healthy(name, share):
+            step, worst = max(points, key=lambda point: point[1])
+            what = f"{show(name, share)} of completions are {verdict!r} to the verifier, at worst {show(name, worst)}"
+            advice = {
+                "timeout": "raise verdicts.timeout, or look at the completions that are slow to check",
+                "crashed": "read the reason in the rollouts (column why) and mend the verifier",
+                "skipped": "the rows lack a field that the verifier needs; the rollouts (column why) name it",
+            }[verdict]
+            yield Finding("error" if share > 0.25 else "warning", what, f"{name}, step {step}", advice)
+
+
+# -- rewards and completions -------------------------------------------------------------------------------------
+
+
+def reward_does_not_rise(run: Evidence) -> Iterator[Finding]:
+    """A reward that is flat, falling, or always the same."""
+    trend, solved = run.trend("reward"), run.smooth("verdict/correct")
+    if trend is None or trend.rose or (solved and solved[-1][1] > 0.95):
+        return
+    step = run.finite("reward")[-1][0]
+    if trend.first == trend.last and trend.noise == 0:
+        advice = (
+            "every completion gets the same: try easier problems, imitation first, or check the verifier on an answer"
+        )
+        yield Finding("error", f"the reward is {trend.last:.3g} in every step", f"reward, step {step}", advice)
+        return
+    moved = "fell" if trend.fell else "stayed flat"
+    what = f"the reward {moved}: {trend.first:.3g} in the first quarter, {trend.last:.3g} in the last"
+    advice = "look at frac_reward_zero_std and kl; try another optim.lr, a larger sampling.n, easier problems"
+    yield Finding("warning", what, f"reward, step {step}", advice)
+
+
+def entropy_collapses(run: Evidence) -> Iterator[Finding]:
+    """An entropy below a tenth of where it began: the policy has stopped to try anything new."""
+    points = run.smooth("entropy")
+    if len(points) < ENOUGH or points[0][1] <= 0:
+        return
+    start = fmean(value for _, value in run.finite("entropy")[: max(len(points) // 20, 1)])
+    below = [step for step, value in points if value < 0.1 * start]
+    if below and points[-1][1] < 0.1 * start:
+        what = f"entropy fell from {start:.3g} to {points[-1][1]:.3g} nats per token"
+        advice = "raise clip_high, add a KL term, lower optim.lr, or stop before this step"
+        yield Finding("warning", what, f"entropy, step {below[0]}", advice)
+
+
+def no_signal(run: Evidence) -> Iterator[Finding]:
+    """Most prompts teach nothing because their completions all get the same reward."""
+    name = "frac_reward_zero_std"
+    points, correct = run.smooth(name), run.smooth("verdict/correct")
+    if points and not is_healthy(name, points[-1][1]):
+        easy = bool(correct) and correct[-1][1] > 0.5
+        advice = (
+            "the problems have become too easy: take harder ones"
+            if easy
+            else "the problems are too hard: take easier ones"
+        )
+        first = next(step for step, value in points if not is_healthy(name, value))
+        what = f"{show(name, points[-1][1])} of the prompts get the same reward for all completions"
+        yield Finding(
+            "warning", what, f"{name}, step {first}", advice + ", or set sampling.filter_groups and a larger sampling.n"
+        )
+
+
+def length_inflates(run: Evidence) -> Iterator[Finding]:
+    """Completions that grow while the reward does not."""
+    name = "completions/mean_length"
+    length, reward = run.trend(name), run.trend("reward")
+    if length and length.rose and length.last > 1.5 * length.first and not (reward and reward.rose):
+        first = next((step for step, value in run.smooth(name) if value > 1.5 * length.first), 0)
+        what = f"completions grew from {length.first:.0f} to {length.last:.0f} tokens and the reward did not"
+        advice = "average the loss by a constant or by tokens (per), or mask or penalise truncated completions"
+        yield Finding("warning", what, f"{name}, step {first}", advice)
+
+
+def wrong_completions_grow(run: Evidence) -> Iterator[Finding]:
+    """Wrong completions that grow much faster than correct ones: what averaging per sequence rewards (Dr. GRPO)."""
+    steps = run.folder.rollout_steps()
+    if len(steps) < ENOUGH:
+        return
+    early, late = _lengths(run.folder, steps[:ROLLOUT_STEPS]), _lengths(run.folder, steps[-ROLLOUT_STEPS:])
+    if not all(side.get(verdict) for side in (early, late) for verdict in ("correct", "wrong")):
+        return
+    growth = {verdict: late[verdict] / early[verdict] for verdict in ("correct", "wrong")}
+    if growth["wrong"] > 1.3 and growth["wrong"] > 1.25 * growth["correct"]:
+        what = (
+            f"wrong completions grew from {early['wrong']:.0f} to {late['wrong']:.0f} tokens, "
+            f"correct ones from {early['correct']:.0f} to {late['correct']:.0f}"
+        )
+        advice = (
+            'per = "sequence" makes long wrong completions cheap: use per = "constant" (Dr. GRPO) or "token" (DAPO)'
+        )
+        yield Finding("warning", what, f"rollouts, step {steps[-ROLLOUT_STEPS]}", advice)
+
+
+def _lengths(folder: RunFolder, steps: list[int]) -> dict[str, float]:
+    """Mean tokens of the completions of each verdict."""
+    lengths: dict[str, list[int]] = {}
+    for step in steps:
+        for row in folder.read_rollouts(step):
+            if row.get("verdict") and row.get("mask"):
+                lengths.setdefault(row["verdict"], []).append(sum(row["mask"]))
+    return {verdict: fmean(values) for verdict, values in lengths.items()}
+
+
+# -- losses and preferences --------------------------------------------------------------------------------------
+
+
+def loss_does_not_fall(run: Evidence) -> Iterator[Finding]:
+    """A loss that is flat or rises, where the loss is what matters."""
+    trend = run.trend("loss")
+    if trend is None or trend.fell or run.finite("reward"):
+        return
+    moved = "rose" if trend.rose else "stayed flat"
+    what = f"the loss {moved}: {trend.first:.4g} in the first quarter, {trend.last:.4g} in the last"
+    advice = "try another optim.lr; check in the preflight's sample that what should train is marked"
+    yield Finding("warning", what, f"loss, step {run.finite('loss')[-1][0]}", advice)
+
+
+def overfits(run: Evidence) -> Iterator[Finding]:
+    """A held-out loss that has turned while the training loss goes on falling."""
+    points, trend = run.finite("eval/loss"), run.trend("loss")
+    if len(points) < 3 or not (trend and trend.fell):
+        return
+    step, best = min(points, key=lambda point: point[1])
+    last = points[-1][1]
+    if last > best + 0.05 * abs(points[0][1] - best) and last > best and step != points[-1][0]:
+        what = f"the held-out loss rose from {best:.4g} to {last:.4g} while the training loss fell"
+        yield Finding("warning", what, f"eval/loss, step {step}", "stop there, take more data, or a lower optim.lr")
+
+
+def gradient_spikes(run: Evidence) -> Iterator[Finding]:
+    """Steps whose gradient is far larger than usual."""
+    points = run.finite("grad_norm")
+    if len(points) < ENOUGH:
+        return
+    usual = median(value for _, value in points)
+    spikes = [point for point in points if point[1] > 10 * usual]
+    if usual > 0 and spikes:
+        step, worst = max(spikes, key=lambda point: point[1])
+        what = (
+            f"the gradient's norm is over ten times its usual {usual:.3g} in {len(spikes)} steps, at most {worst:.3g}"
+        )
+        yield Finding("warning", what, f"grad_norm, step {step}", "set optim.clip, lower optim.lr, add optim.warmup")
+
+
+def chosen_sinks(run: Evidence) -> Iterator[Finding]:
+    """Likelihood displacement: the margin grows although chosen completions become less likely."""
+    chosen, accuracy = run.trend("rewards/chosen"), run.trend("rewards/accuracies")
+    if chosen and accuracy and chosen.fell and chosen.last < 0 and accuracy.last > accuracy.first:
+        below = next(step for step, value in run.smooth("rewards/chosen") if value < 0)
+        what = f"chosen completions became less likely (implicit reward {chosen.last:.3g}) while accuracy rose"
+        advice = (
+            "raise beta, lower optim.lr, add a likelihood term (RPO, DPOP), or drop pairs whose sides are nearly equal"
+        )
+        yield Finding("warning", what, f"rewards/chosen, step {below}", advice)
+
+
+def accuracy_is_chance(run: Evidence) -> Iterator[Finding]:
+    """Pairs that are told apart no better than by a coin."""
+    for name in ("rewards/accuracies", "accuracy"):
+        trend = run.trend(name)
+        if trend and not is_healthy(name, trend.last):
+            what = f"{name} is {show(name, trend.last)} in the last quarter: chance is 50 %"
+            advice = "check that chosen and rejected are not swapped or equal; try a higher optim.lr or more steps"
+            yield Finding("warning", what, f"{name}, step {run.finite(name)[-1][0]}", advice)
+
+
+# -- data --------------------------------------------------------------------------------------------------------
+
+
+def data_is_cut(run: Evidence) -> Iterator[Finding]:
+    """Rows that were cut or skipped, and a stop token that never trains."""
+    measured, cut = run.data.get("completions") or 0, run.data.get("truncated") or 0
+    if measured and cut / measured > 0.01:
+        severity: Severity = "error" if cut / measured > 0.5 else "warning"
+        what = f"{cut:,} of {measured:,} completions were cut at {run.data.get('max_length')} tokens and lost their end"
+        yield Finding(severity, what, "data.json", 'raise data.max_length, or set data.too_long = "drop"')
+    if run.data.get("stop_trained") == 0:
+        advice = "end each completion with the stop token; without it the policy will not learn to end"
+        yield Finding("error", "the stop token never trains", "data.json", advice)
+    counted = run.data.get("counted") or {}
+    if sum(counted.values()) > 0.01 * (run.data.get("rows") or 1):
+        told = ", ".join(f"{reason} {number:,}" for reason, number in counted.items())
+        what = f"{sum(counted.values()):,} of {run.data['rows']:,} rows were skipped: {told}"
+        yield Finding("info", what, "data.json", "fiducial data inspect shows the first of each")
+
+
+RULES: tuple[Callable[[Evidence], Iterator[Finding]], ...] = (
+    unfinished,
+    not_finite,
+    out_of_range,
+    verifier_fails,
+    reward_does_not_rise,
+    entropy_collapses,
+    no_signal,
+    length_inflates,
+    wrong_completions_grow,
+    loss_does_not_fall,
+    overfits,
+    gradient_spikes,
+    chosen_sinks,
+    accuracy_is_chance,
+    data_is_cut,
+    no_evaluation,
+)

@@ -1,0 +1,153 @@
+"""What every number in a log means: definition, unit, healthy range, and which way is better.
+
+The report prints these beside its plots, `fiducial doctor` judges by them, and the docs list them. A name with <...> in
+it stands for many: `rewards/<source>/mean` is the mean of each reward source.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Metric:
+    """`healthy` is the range in which a run rarely has trouble, ends included; None where only the trend says anything.
+    `better` is the direction that is an improvement in itself, None where neither is."""
+
+    definition: str
+    unit: str
+    healthy: tuple[float, float] | None = None
+    better: Literal["up", "down"] | None = None
+
+
+METRICS: dict[str, Metric] = {
+    # the update
+    "loss": Metric(
+        "The objective that is minimised, averaged as the method's record says.", "objective", better="down"
+    ),
+    "grad_norm": Metric("Norm of the whole gradient before clipping.", "", (0.0, 10.0)),
+    "lr": Metric("Learning rate of the step.", ""),
+    "epoch": Metric("Passes over the data so far.", "passes"),
+    "skipped_updates": Metric("1 if an update of the step had nothing to learn from and was left out.", "", (0.0, 0.0)),
+    "nonfinite": Metric(
+        "Numbers of the step that were NaN or infinite; they are logged as null.", "", (0.0, 0.0), "down"
+    ),
+    # imitation
+    "perplexity": Metric("exp of the mean negative log-probability of the trained tokens.", "", better="down"),
+    "mean_token_accuracy": Metric("Trained tokens that are the policy's most likely token.", "share", better="up"),
+    "num_tokens": Metric("Tokens that were trained on, or sampled, in the step.", "tokens"),
+    # preferences
+    "accuracy": Metric("Pairs whose chosen side scores higher; a tie is one half.", "share", (0.55, 1.0), "up"),
+    "margin": Metric("Score of the chosen side minus that of the rejected one.", "score", better="up"),
+    "reward/mean": Metric("Mean score of the reward model over chosen and rejected completions.", "score"),
+    "rewards/chosen": Metric(
+        "Implicit reward beta (log pi - log pi_ref) of chosen completions; below 0 they have become less likely.",
+        "beta x nats",
+        (0.0, math.inf),
+        "up",
+    ),
+    "rewards/rejected": Metric("Implicit reward of rejected completions.", "beta x nats", better="down"),
+    "rewards/margins": Metric("rewards/chosen minus rewards/rejected.", "beta x nats", better="up"),
+    "rewards/accuracies": Metric(
+        "Pairs whose implicit reward is higher for the chosen side; a tie is one half.", "share", (0.55, 1.0), "up"
+    ),
+    "ranking_accuracy": Metric("Pairs whose chosen completion is the likelier one.", "share", better="up"),
+    "logps/chosen": Metric("Log-probability of chosen completions, summed over tokens.", "nats"),
+    "logps/rejected": Metric("Log-probability of rejected completions, summed over tokens.", "nats"),
+    # rewards
+    "reward": Metric("Mean reward of the completions that have one.", "reward", better="up"),
+    "reward_std": Metric("Spread of the rewards of one prompt's completions, mean over prompts.", "reward"),
+    "frac_reward_zero_std": Metric(
+        "Prompts whose completions all have the same reward: they teach nothing.", "share", (0.0, 0.6)
+    ),
+    "rewards/<source>/mean": Metric("Mean of one reward source, before weighting.", "reward", better="up"),
+    "rewards/<source>/std": Metric("Spread of one reward source over completions.", "reward"),
+    "verdict/correct": Metric("Completions that the verifier found correct.", "share", better="up"),
+    "verdict/wrong": Metric("Completions that the verifier found wrong.", "share", better="down"),
+    "verdict/unparseable": Metric("Completions without a readable answer.", "share", (0.0, 0.2), "down"),
+    "verdict/timeout": Metric("Completions that the verifier ran out of time on.", "share", (0.0, 0.02), "down"),
+    "verdict/crashed": Metric("Completions that the verifier failed on.", "share", (0.0, 0.02), "down"),
+    "verdict/skipped": Metric("Completions whose row lacks what the verifier needs.", "share", (0.0, 0.02), "down"),
+    # the policy and its anchors
+    "kl": Metric(
+        "Divergence from the reference on sampled tokens; the recipe names the estimator.", "nats/token", (-0.01, 0.5)
+    ),
+    "entropy": Metric("Mean of -log-prob over sampled tokens: how undecided the policy is.", "nats/token"),
+    "ratio/mean": Metric("Probability of a sampled token now over when it was sampled.", "", (0.9, 1.1)),
+    "ratio/max": Metric("The largest such ratio of the step.", "", (0.0, 10.0)),
+    "clip_ratio/low": Metric("Tokens of negative advantage that are clipped from below.", "share", (0.0, 0.2)),
+    "clip_ratio/high": Metric("Tokens of positive advantage that are clipped from above.", "share", (0.0, 0.2)),
+    "policy/approxkl": Metric(
+        "Divergence of the new from the old policy within the step (k3).", "nats/token", (0.0, 0.05)
+    ),
+    "sampling/logp_difference/mean": Metric(
+        "Distance of the sampler's from the trainer's log-prob of a token, at the same weights.",
+        "nats",
+        (0.0, 0.02),
+        "down",
+    ),
+    "sampling/logp_difference/max": Metric("The largest such distance of the step.", "nats", (0.0, 1.0), "down"),
+    "sampling/dropped_tokens": Metric(
+        "Tokens left out of training because the sampler's log-prob is not finite.", "tokens", (0.0, 0.0), "down"
+    ),
+    # completions
+    "completions/mean_length": Metric("Tokens per completion.", "tokens"),
+    "completions/min_length": Metric("Tokens of the shortest completion.", "tokens"),
+    "completions/max_length": Metric("Tokens of the longest completion.", "tokens"),
+    "completions/clipped_ratio": Metric("Completions cut at sampling.max_new_tokens.", "share", (0.0, 0.1), "down"),
+    "completions/mean_terminated_length": Metric("Tokens per completion that ended by itself.", "tokens"),
+    # speed
+    "seconds": Metric("Wall time of the step.", "s", better="down"),
+    "seconds/sample": Metric("Time to sample the step's completions.", "s", better="down"),
+    "seconds/reward": Metric("Time to verify the step's completions.", "s", better="down"),
+    "seconds/score": Metric("Time for reference and old log-probabilities.", "s", better="down"),
+    "seconds/train": Metric("Time in forward, backward and optimizer.", "s", better="down"),
+    "tokens_per_second": Metric("num_tokens over the step's wall time.", "tokens/s", better="up"),
+    # on problems or rows that are not trained on; other eval/ names mean what they mean in training
+    "eval/pass@1": Metric("Chance that one sample is correct.", "share", better="up"),
+    "eval/pass@<k>": Metric(
+        "Chance that at least one of k samples is correct (unbiased: Chen et al. 2021).", "share", better="up"
+    ),
+    "eval/maj@<k>": Metric("Chance that the most frequent answer of k samples is correct.", "share", better="up"),
+    "eval/greedy": Metric("Problems solved at temperature 0.", "share", better="up"),
+    "eval/unjudged": Metric(
+        "Completions that the verifier failed on: timeout, crashed, skipped.", "share", (0.0, 0.02), "down"
+    ),
+    "eval/distinct_<n>": Metric("Different n-grams over all n-grams of a problem's samples.", "share"),
+    "eval/self_bleu": Metric("BLEU of a sample against the others of its problem; 1: all the same.", "", (0.0, 0.98)),
+    "eval/distinct_answers": Metric("Different answers among a problem's samples.", "answers"),
+    "eval/answer_entropy": Metric("Entropy of the answers of a problem's samples.", "nats"),
+    "eval/<metric>/low": Metric("Lower end of the 95 % interval, over problems.", "as the metric"),
+    "eval/<metric>/high": Metric("Upper end of the 95 % interval, over problems.", "as the metric"),
+}
+
+
+def describe(name: str) -> Metric | None:
+    """What a logged name means: its own entry, else the first pattern that fits, else that of the name without eval/.
+
+    >>> [describe(name).unit for name in ("eval/pass@8", "rewards/math/mean", "eval/entropy")], describe("step")
+    (['share', 'reward', 'nats/token'], None)
+    """
+    if name in METRICS:
+        return METRICS[name]
+    for pattern, metric in METRICS.items():
+        if "<" in pattern and _fits(pattern, name):
+            return metric
+    return describe(name.removeprefix("eval/")) if name.startswith("eval/") else None
+
+
+def _fits(pattern: str, name: str) -> bool:
+    parts = re.split(r"<\w+>", pattern)
+    return re.fullmatch(".+".join(map(re.escape, parts)), name) is not None
+
+
+def is_healthy(name: str, value: float) -> bool:
+    """Whether a value lies in its metric's healthy range; True where there is none."""
+    metric = describe(name)
+    if metric is None or metric.healthy is None:
+        return True
+    low, high = metric.healthy
+    return low <= value <= high

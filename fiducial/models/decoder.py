@@ -1,0 +1,315 @@
+"""The built-in laptop decoder: a transformer in exactly Qwen2's layout (arXiv:2407.10671).
+
+RMSNorm, rotary positions, biases on q, k and v, grouped-query attention, SwiGLU. Parameter names are those of Hugging
+Face's `Qwen2ForCausalLM`, so a saved folder loads anywhere. Attention is written out: on a CPU, at the sizes this is
+for, it trains faster than `scaled_dot_product_attention` and decodes from a preallocated cache.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from fiducial.models.cache import Cache, Recorder
+
+MARGIN = 4.0  # nats by which the previous-token head prefers its token: 1 / (1 + 2 exp(-4)) = 96 % of the weight
+FUSED_LENGTH = 512  # tokens from which the fused attention is faster on a CPU too; on a GPU it always is
+COPY = 0.1  # its output's scale
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Sizes of a decoder. The head dimension is hidden / heads, 32 by default."""
+
+    vocab_size: int
+    hidden: int = 128
+    layers: int = 4
+    heads: int = 4
+    kv_heads: int | None = None  # None: as many as heads
+    mlp: int | None = None  # None: 4 * hidden
+    max_length: int = 1024  # in tokens
+    tie: bool = False  # the head reuses the embedding
+    rope_theta: float = 10000.0
+    norm_eps: float = 1e-6
+    pad_id: int | None = None
+    bos_id: int | None = None
+    eos_ids: tuple[int, ...] = ()
+    previous_token_head: bool = True  # see `init_previous_token_head`
+
+    def __post_init__(self):
+        for name in ("vocab_size", "hidden", "layers", "heads", "max_length"):
+            _check(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        _check(self.mlp_size >= 1, "mlp", "at least 1", self.mlp)
+        _check(self.hidden % self.heads == 0, "heads", f"a divisor of hidden ({self.hidden})", self.heads)
+        _check(self.head_dim % 2 == 0, "hidden", "an even number per head", self.hidden)
+        groups = self.num_kv_heads
+        _check(groups >= 1 and self.heads % groups == 0, "kv_heads", f"a divisor of heads ({self.heads})", groups)
+        _check(self.rope_theta > 0, "rope_theta", "positive", self.rope_theta)
+        _check(self.norm_eps > 0, "norm_eps", "positive", self.norm_eps)
+        for name, ids in (("pad_id", (self.pad_id,)), ("bos_id", (self.bos_id,)), ("eos_ids", self.eos_ids)):
+            inside = all(i is None or 0 <= i < self.vocab_size for i in ids)
+            _check(inside, name, f"inside the vocabulary (0..{self.vocab_size - 1})", ids)
+
+    @property
+    def num_kv_heads(self) -> int:
+        return self.heads if self.kv_heads is None else self.kv_heads
+
+    @property
+    def mlp_size(self) -> int:
+        return 4 * self.hidden if self.mlp is None else self.mlp
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden // self.heads
+
+
+def _check(ok: bool, name: str, wanted: str, value: Any):
+    if not ok:
+        raise ValueError(f"model.{name} must be {wanted}; it is {value}")
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions (Su et al., arXiv:2104.09864), halves convention: x [B, heads, L, D]; cos, sin [..., L, D].
+
+    `sin` is negative in its first half, so that rolling x by a half gives the rotated pair (fewer passes than cutting).
+    """
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Softmax attention with H/KV query heads to each key head, [B, L, H * D].
+
+    q [B, H, L, D]; k, v [B, KV, T, D]; mask is added to the scores and broadcasts to [B * KV, (H/KV) * L, T]. None:
+    each position reads itself and what is before it (L = T).
+    """
+    batch, heads, length, dim = q.shape
+    if mask is None:
+        q, k = q.to(v.dtype), k.to(v.dtype)  # rotations widen under autocast
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=heads != k.shape[1])
+        return out.transpose(1, 2).reshape(batch, length, heads * dim)
+    kv_heads = k.shape[1]
+    q = q.reshape(batch * kv_heads, heads // kv_heads * length, dim)
+    scores = torch.baddbmm(mask, q, k.flatten(0, 1).transpose(1, 2), alpha=dim**-0.5)
+    weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(v.dtype)
+    out = torch.bmm(weights, v.flatten(0, 1)).view(batch, heads, length, dim)
+    return out.transpose(1, 2).reshape(batch, length, heads * dim)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: DecoderConfig, layer: int):
+        super().__init__()
+        self.layer, self.head_dim = layer, config.head_dim
+        kv_size = config.num_kv_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden, config.hidden)
+        self.k_proj = nn.Linear(config.hidden, kv_size)
+        self.v_proj = nn.Linear(config.hidden, kv_size)
+        self.o_proj = nn.Linear(config.hidden, config.hidden, bias=False)
+
+    def forward(
+        self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None, cache: Cache | Recorder | None
+    ) -> Tensor:
+        shape = (*x.shape[:2], -1, self.head_dim)
+        q, k, v = (
+            proj(x).view(shape).transpose(1, 2)  # [B, heads, L, head_dim]
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q, k = rotate(q, *rotary), rotate(k, *rotary)
+        if cache is not None:
+            k, v = cache.extend(self.layer, k, v)
+        return self.o_proj(attend(q, k, v, mask))
+
+
+class MLP(nn.Module):
+    """SwiGLU (Shazeer, arXiv:2002.05202)."""
+
+    def __init__(self, config: DecoderConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden, config.mlp_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden, config.mlp_size, bias=False)
+        self.down_proj = nn.Linear(config.mlp_size, config.hidden, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    def __init__(self, config: DecoderConfig, layer: int):
+        super().__init__()
+        self.input_layernorm = nn.RMSNorm(config.hidden, eps=config.norm_eps)
+        self.self_attn = Attention(config, layer)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden, eps=config.norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(
+        self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None, cache: Cache | Recorder | None
+    ) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rotary, mask, cache)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Trunk(nn.Module):
+    """Everything below the head: token ids to hidden states."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, config: DecoderConfig):
+        super().__init__()
+        self.config, self.gradient_checkpointing = config, False
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden)
+        self.layers = nn.ModuleList([Block(config, i) for i in range(config.layers)])
+        self.norm = nn.RMSNorm(config.hidden, eps=config.norm_eps)
+        self.set_rotary_table()
+
+    def set_rotary_table(self) -> None:
+        """Cosines and sines of the angle of each position and rotary pair, [max_length, head_dim]; see `rotate`."""
+        angles = torch.arange(self.config.max_length).float()[:, None] * rotary_frequencies(self.config)
+        self.register_buffer("cos", torch.cat([angles.cos(), angles.cos()], dim=-1), persistent=False)
+        self.register_buffer("sin", torch.cat([-angles.sin(), angles.sin()], dim=-1), persistent=False)
+
+    def forward(self, input_ids: Tensor, recorder: Recorder | None = None) -> Tensor:
+        """Whole sequences: input_ids [B, L] -> [B, L, D]."""
+        length = input_ids.shape[1]
+        if length > self.config.max_length:
+            raise ValueError(
+                f"{length} tokens do not fit model.max_length = {self.config.max_length}; shorten the rows"
+            )
+        mask = None
+        if length < FUSED_LENGTH and input_ids.device.type == "cpu":
+            mask = self.cos.new_full((length, length), -torch.inf).triu(1)
+            mask = mask.repeat(self.config.heads // self.config.num_kv_heads, 1)
+        return self.run(input_ids, (self.cos[:length], self.sin[:length]), mask, recorder)
+
+    def step(self, tokens: Tensor, cache: Cache) -> Tensor:
+        """One token a row: tokens [N] -> [N, D]."""
+        positions = cache.lengths
+        rotary = (self.cos[positions][:, None, None], self.sin[positions][:, None, None])  # [N, 1, 1, head_dim]
+        hidden = self.run(tokens[:, None], rotary, cache.mask(), cache)[:, 0]
+        cache.width += 1
+        return hidden
+
+    def run(
+        self, input_ids: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None, cache: Cache | Recorder | None
+    ) -> Tensor:
+        """Embedding, blocks and final norm: input_ids [B, L] -> [B, L, D]."""
+        x = self.embed_tokens(input_ids)
+        for layer in self.layers:
+            if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+                x = checkpoint(layer, x, rotary, mask, cache, use_reentrant=False)
+            else:
+                x = layer(x, rotary, mask, cache)
+        return self.norm(x)
+
+
+class Decoder(nn.Module):
+    """A causal language model; obeys `fiducial.models.protocol.CausalLM`.
+
+    >>> model = Decoder(DecoderConfig(vocab_size=11, hidden=32, layers=1, heads=1))
+    >>> model(torch.tensor([[1, 2, 3]])).shape
+    torch.Size([1, 3, 11])
+    """
+
+    def __init__(self, config: DecoderConfig):
+        super().__init__()
+        self.config = config
+        self.model = Trunk(config)
+        self.lm_head = nn.Linear(config.hidden, config.vocab_size, bias=False)
+        init_weights(self)
+        self.tie_head()
+
+    @classmethod
+    def empty(cls, config: DecoderConfig, dtype: torch.dtype = torch.float32) -> Decoder:
+        """A decoder whose weights hold anything, to be loaded: initialising a large one takes seconds."""
+        with torch.device("meta"):
+            model = cls(replace(config, previous_token_head=False))
+        model.to_empty(device="cpu")
+        model.model.set_rotary_table()
+        model.tie_head()
+        return model.to(dtype)
+
+    def tie_head(self) -> None:
+        """Let the head share the embedding's weight where the config says so."""
+        if self.config.tie:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """input_ids [B, L] right-padded -> logits [B, L, V]."""
+        return self.head(self.hidden(input_ids))
+
+    def hidden(self, input_ids: Tensor) -> Tensor:
+        """input_ids [B, L] -> states after the final norm [B, L, D]."""
+        return self.model(input_ids)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """hidden [..., D] -> logits [..., V]."""
+        return self.lm_head(hidden)
+
+    def prefill(self, input_ids: Tensor, lengths: Tensor, copies: Tensor | int, room: int) -> tuple[Tensor, Cache]:
+        """Run P prompts once and open a cache with `copies` rows each; see `CausalLM.prefill`."""
+        recorder = Recorder()
+        hidden = self.model(input_ids, recorder)
+        last = hidden[torch.arange(len(lengths), device=lengths.device), lengths - 1]  # [P, D]
+        counts = torch.as_tensor(copies, device=lengths.device).expand(len(lengths))
+        cache = Cache.from_prompts(recorder, lengths, counts, room)
+        return self.head(last).repeat_interleave(counts, 0), cache
+
+    def decode(self, tokens: Tensor, cache: Cache) -> Tensor:
+        """One more token for every row: tokens [N] -> logits [N, V]."""
+        return self.head(self.model.step(tokens, cache))
+
+    def set_gradient_checkpointing(self, on: bool) -> None:
+        """Recompute activations in the backward pass instead of keeping them."""
+        self.model.gradient_checkpointing = on
+
+
+def rotary_frequencies(config: DecoderConfig) -> Tensor:
+    """Radians per position of each rotary pair, [head_dim / 2], highest first."""
+    return 1.0 / config.rope_theta ** (torch.arange(0, config.head_dim, 2).float() / config.head_dim)
+
+
+def init_weights(model: Decoder) -> None:
+    """Normal weights of standard deviation 0.02, residual outputs smaller with depth (as GPT-2), zero biases."""
+    config = model.config
+    for name, parameter in model.named_parameters():
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * config.layers))
+        elif parameter.ndim == 2:
+            nn.init.normal_(parameter, std=0.02)
+        elif name.endswith("bias"):
+            nn.init.zeros_(parameter)
+    if config.previous_token_head:
+        init_previous_token_head(model)
+
+
+@torch.no_grad()
+def init_previous_token_head(model: Decoder) -> None:
+    """Let the first head of the first layer be born attending to the token before: half an induction head.
+
+    Its query and key weights are zero, so its scores come from the biases alone, and rotary positions turn biases into
+    a function of the distance d between two tokens: the key's bias is the query's advanced by one position, hence
+
+        score(d) = c * sum_i cos(w_i (d - 1))   over the faster half of the rotary pairs, largest at d = 1,
+
+    with c such that the neighbours d = 0 and d = 2 are MARGIN nats below. What the head copies is a slice of the token
+    before, written apart from the token's own embedding. The layout stays Qwen2's, and every weight stays trainable.
+    """
+    config = model.config
+    attention: Any = model.model.layers[0].self_attn
+    dim, half = config.head_dim, config.head_dim // 2
+    frequencies = rotary_frequencies(config)[: max(1, half // 2)]
+    scale = MARGIN / (1 - frequencies.cos()).sum()  # c
+    amplitude = (scale * math.sqrt(dim)).sqrt()  # scores are divided by sqrt(dim)
+    for proj in (attention.q_proj, attention.k_proj):
+        proj.weight[:dim] = 0.0
+    fast = slice(0, len(frequencies))  # a pair is (i, i + half)
+    attention.q_proj.bias[:half][fast] = amplitude
+    attention.k_proj.bias[:half][fast] = amplitude * frequencies.cos()
+    attention.k_proj.bias[half:dim][fast] = amplitude * frequencies.sin()
+    nn.init.orthogonal_(attention.v_proj.weight[:dim])
+    nn.init.orthogonal_(attention.o_proj.weight[:, :dim], gain=COPY)

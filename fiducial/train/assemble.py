@@ -1,0 +1,301 @@
+"""Puts a run together from its recipe: model, tokenizer, data, feed, sampler, reward, held-out evaluation."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field, fields
+from itertools import islice
+from pathlib import Path
+from random import Random
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from fiducial import models
+from fiducial.config import Data, RecipeError, Run
+from fiducial.core.method import Method
+from fiducial.core.seeds import mix
+from fiducial.core.types import Demo, Encoded, Label, Pair, Problem, Reward, Sampler, Tokens
+from fiducial.data import BadRow, Dataset, Example, Kind, ListRows, RowSource, open_rows, tasks
+from fiducial.evals.judges import judge
+from fiducial.models.chat import encode, encode_prompt
+from fiducial.sampling.local import LocalSampler
+from fiducial.train.feeds import GroupFeed, RowFeed
+from fiducial.train.learner import Learner
+from fiducial.train.loop import Parts
+from fiducial.train.runtime import Runtime
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+KINDS: dict[str, Kind] = {"demos": "demos", "pairs": "pairs", "labels": "labels", "groups": "problems"}
+TOKENIZER_ROWS = 20_000  # rows that a fresh tokenizer is trained on
+
+
+@dataclass
+class Assembly:
+    """A run's parts, and what is needed around the loop."""
+
+    run: Run
+    method: Method
+    parts: Parts
+    model: Any  # the module that was loaded, before any wrapping: what is saved
+    tokenizer: Any
+    data: Dataset
+    held_out: Dataset | None  # rows, or problems, that never train
+    held_out_rows: list[int] = field(default_factory=list)  # which of them
+    sampler: Sampler | None = None
+    verify: Any = None  # what judges completions in evaluation
+
+
+def assemble(
+    run: Run, runtime: Runtime, tokenizer_folder: Path | None = None, tell: Callable[[str], None] = print
+) -> Assembly:
+    """Everything that a resolved run needs. RecipeError (or ValueError) says what is wrong, before the first step.
+
+    `tokenizer_folder` is where a fresh tokenizer is kept, so that a resumed run reads with the same one.
+    """
+    method = run.record()
+    source, held_source = sources(run, method, "train"), sources(run, method, "dev")
+    model, tokenizer = load_model(run, method, source, tokenizer_folder, runtime)
+    data = read(run, method, source, tokenizer, model)
+    tell(data.report.render())
+    keep, out = split(run, data, held_source is not None)
+    held = read(run, method, held_source, tokenizer, model) if held_source is not None else data
+    held_rows = list(range(min(len(held), run.eval.n))) if held_source is not None else out
+    trained = wrap(run, method, model)
+    temperature = run.sampling.temperature if method.feed == "groups" else 1.0
+    learner = Learner(trained, method.learns, temperature, run.model.autocast).to(runtime.device)
+    ref = reference(run, method, trained, tokenizer, temperature, runtime)
+    sampler, hand_over, verify = None, lambda version: None, None
+    if method.feed == "groups" or (run.task and method.learns == "policy"):
+        sampler, hand_over = make_sampler(trained, tokenizer, learner, runtime)
+    if method.feed == "groups":
+        verify = make_reward(run)
+    runtime.shard(learner)
+    if method.feed == "groups":
+        assert sampler and verify
+        feed: Any = GroupFeed(run, method, data, sampler, verify, runtime, keep)
+    else:
+        feed = RowFeed(run, data, runtime, keep)
+    parts = Parts(learner, feed, ref, hand_over, runtime)
+    return Assembly(
+        run, method, parts, trained, tokenizer, data, held if held_rows else None, held_rows, sampler, verify
+    )
+
+
+# -- data --------------------------------------------------------------------------------------------------------------
+
+
+def sources(run: Run, method: Method, part: str) -> RowSource | None:
+    """Rows to train on ("train") or a source of its own to evaluate on ("dev"), None without one."""
+    if not run.task:
+        path = run.data.path if part == "train" else run.data.eval_path
+        return open_rows(path, run.data.split) if path else None
+    task = tasks.get(run.task)
+    number = run.data.rows if part == "train" else run.eval.n
+    found = tasks.problems(task, number, cast(Any, part), run.seed, **run.data.difficulty)
+    if method.feed == "groups":
+        return ListRows([{"prompt": p.prompt, **p.fields} for p in found], f"{task.id} ({part})")
+    if method.feed != "demos":
+        raise RecipeError(
+            f"{method.name} learns from {method.feed}; the task {task.id} gives problems and demonstrations"
+        )
+    rows = []
+    for place, problem in enumerate(found):
+        rng = Random(mix(run.seed, "teacher", part, place))
+        sloppy = bool(run.data.teacher) and part == "train"
+        trace = task.sloppy_trace(problem, rng, **run.data.teacher) if sloppy else task.trace(problem, rng)
+        rows.append({"prompt": problem.prompt, "completion": trace})
+    return ListRows(rows, f"{task.id} ({part})")
+
+
+def renamed(data: Data) -> dict[str, str]:
+    """The recipe's `*_field` settings that differ from the usual names."""
+    pairs = {f.name.removesuffix("_field"): getattr(data, f.name) for f in fields(Data) if f.name.endswith("_field")}
+    return {usual: given for usual, given in pairs.items() if usual != given}
+
+
+def read(run: Run, method: Method, source: RowSource | None, tokenizer: Any, model: Any) -> Dataset:
+    """The rows as what the method learns from, checked and measured."""
+    assert source is not None
+    limit = model.config.max_length
+    if run.data.max_length > limit:
+        raise RecipeError(f"data.max_length = {run.data.max_length} is more than the model reads ({limit} tokens)")
+    longest = run.data.max_length or limit
+    if method.feed == "groups":
+        longest = min(longest, limit - run.sampling.max_new_tokens)
+        if longest < 1:
+            raise RecipeError(
+                f"sampling.max_new_tokens = {run.sampling.max_new_tokens} leaves no room for a prompt: the model reads "
+                f"{limit} tokens in all"
+            )
+    return Dataset(
+        source,
+        KINDS[method.feed],
+        encoder(tokenizer),
+        max_length=longest,
+        fields=renamed(run.data),
+        too_long=run.data.too_long,
+        stop_id=tokenizer.eos_token_id,
+    )
+
+
+def encoder(tokenizer: Any) -> Callable[[Example], list[Encoded]]:
+    """Example -> token ids, as `data.Dataset` wants it."""
+
+    def encode_example(example: Example) -> list[Encoded]:
+        if isinstance(example, Pair):
+            return [encode(tokenizer, example.prompt, side) for side in (example.chosen, example.rejected)]
+        if isinstance(example, Demo | Label):
+            return [encode(tokenizer, example.prompt, example.completion)]
+        if isinstance(example, Problem):
+            ids = encode_prompt(tokenizer, example.prompt)
+            return [Encoded(ids, [False] * len(ids))]
+        raise BadRow("wrong type", "no method learns from labelled steps yet")
+
+    return encode_example
+
+
+def split(run: Run, data: Dataset, own_source: bool) -> tuple[list[int] | None, list[int]]:
+    """Which rows train (None: all) and which are held out: `eval.n` at random, at most a fifth, from the run's seed."""
+    if own_source or run.method == "" or data.kind == "problems" and not own_source and run.eval.every == 0:
+        return None, []
+    number = min(run.eval.n, len(data) // 5)
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(mix(run.seed, "held out"))).tolist()
+    return sorted(order[number:]), sorted(order[:number])
+
+
+# -- models ------------------------------------------------------------------------------------------------------------
+
+
+def load_model(
+    run: Run, method: Method, source: RowSource | None, folder: Path | None, runtime: Runtime, tokenizer: Any = None
+) -> tuple[Any, Any]:
+    """The model as the run starts, and its tokenizer: the one given, that in `folder`, or a new one for new weights."""
+    dtype = DTYPES[run.model.dtype]
+    if run.model.path:
+        if method.learns == "reward_model":
+            backbone, tokenizer = models.load(run.model.path, dtype, runtime.device)
+            return models.RewardModel(backbone, seed=mix(run.seed, "head")), tokenizer
+        return models.load(run.model.path, dtype, runtime.device)
+    new = run.model.new
+    assert new is not None and source is not None
+    if tokenizer is not None:
+        pass
+    elif folder is not None and folder.is_dir():
+        tokenizer = models.load_tokenizer(folder)
+    else:
+        tokenizer = models.train_tokenizer(texts(source), new.tokenizer, new.vocab_size)
+        if folder is not None and runtime.first:
+            tokenizer.save_pretrained(str(folder))
+    model = models.new(
+        models.DecoderConfig(
+            vocab_size=len(tokenizer),
+            hidden=new.hidden,
+            layers=new.layers,
+            heads=new.heads,
+            max_length=new.max_length,
+            tie=new.tie,
+            pad_id=tokenizer.pad_token_id,
+            bos_id=tokenizer.bos_token_id,
+            eos_ids=(tokenizer.eos_token_id,),
+        ),
+        seed=mix(run.seed, "weights"),
+    ).to(dtype)
+    if method.learns == "reward_model":
+        model = models.RewardModel(model, seed=mix(run.seed, "head"))
+    return model.to(runtime.device), tokenizer
+
+
+def texts(source: RowSource) -> Iterable[str]:
+    """All text in the rows that a fresh tokenizer learns from."""
+
+    def inside(value: Any) -> Iterable[str]:
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, Mapping):
+            for key in value:
+                yield from inside(value[key])
+        elif isinstance(value, list | tuple):
+            for item in value:
+                yield from inside(item)
+
+    for row in islice(iter(source), TOKENIZER_ROWS):
+        yield from inside(row)
+
+
+def wrap(run: Run, method: Method, model: Any) -> Any:
+    """The model with what the recipe adds: LoRA, gradient checkpointing. In eval mode, so dropout stays off."""
+    model.eval()
+    if run.model.lora.rank:
+        if method.learns == "reward_model":
+            raise RecipeError(
+                "model.lora trains policies; a reward model trains all its weights: set model.lora.rank = 0"
+            )
+        lora = run.model.lora
+        model = models.add_lora(model, lora.rank, lora.alpha, targets=lora.targets)
+    if run.model.gradient_checkpointing:
+        model.set_gradient_checkpointing(True)
+    return model
+
+
+def reference(
+    run: Run, method: Method, policy: Any, tokenizer: Any, temperature: float, runtime: Runtime
+) -> Callable[[Tokens, bool], dict[str, Tensor]] | None:
+    """The frozen reference, if loss or KL ask for one: the policy as it starts, or the recipe's `model.ref`."""
+    assert run.kl is not None
+    if not (run.kl.weight > 0 or any(name.startswith("ref_") for name in method.needs)):
+        return None
+    without_adapter: Any = nullcontext
+    if run.model.lora.rank:
+        frozen = policy  # the base model is inside: no second copy
+        without_adapter = models.disabled_adapter
+    elif run.model.ref:
+        frozen, ref_tokenizer = models.load(run.model.ref, DTYPES[run.model.dtype], runtime.device)
+        if ref_tokenizer.get_vocab() != tokenizer.get_vocab():
+            raise RecipeError(
+                f"model.ref {run.model.ref} has another vocabulary than the policy: log-probs do not compare"
+            )
+    else:
+        frozen = copy.deepcopy(policy)
+    learner = Learner(frozen, "policy", temperature, run.model.autocast).to(runtime.device)
+    if not run.model.lora.rank:
+        learner.requires_grad_(False)
+
+    def score(batch: Tokens, want_logits: bool) -> dict[str, Tensor]:
+        with torch.no_grad(), without_adapter(policy):
+            return learner(batch, want_logits)
+
+    return score
+
+
+# -- sampling and rewards ----------------------------------------------------------------------------------------------
+
+
+def make_sampler(
+    policy: Any, tokenizer: Any, learner: nn.Module, runtime: Runtime
+) -> tuple[Sampler, Callable[[int], None]]:
+    """The sampler, and what hands it the weights of a new version.
+
+    In one process it shares the policy's weights. With several each rank samples from a whole copy of its own, since
+    ranks draw different numbers of tokens and must not wait for each other inside a forward pass.
+    """
+    if runtime.world == 1:
+        sampler = LocalSampler(policy, tokenizer)
+        return sampler, lambda version: sampler.update(None, version)
+    sampler = LocalSampler(copy.deepcopy(policy).to(runtime.device), tokenizer)
+
+    def hand_over(version: int) -> None:
+        state = runtime.full_state(learner)
+        sampler.update({name.removeprefix("model."): x for name, x in state.items()}, version)
+
+    return sampler, hand_over
+
+
+def make_reward(run: Run) -> Reward:
+    """What scores completions: the recipe's reward, or the task's own verifier."""
+    if not run.reward and not run.task:
+        raise RecipeError('problems from a file need a reward: reward = "math", or "file.py:function"')
+    return judge(run.reward or run.task, run.verdicts.timeout or None)

@@ -1,0 +1,209 @@
+"""A whole run: folder, preflight, the loop with its log, evaluation and checkpoints, the saved model, the report."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from fiducial import models
+from fiducial.config import RecipeError, Run, read_recipe
+from fiducial.core.types import Rollout
+from fiducial.evals.health import read_run
+from fiducial.evals.report import write_report
+from fiducial.store import RunFolder
+from fiducial.train.assemble import Assembly, assemble, load_model, wrap
+from fiducial.train.checkpoint import Checkpoints, collect, restore
+from fiducial.train.holdout import Held
+from fiducial.train.log import Logger
+from fiducial.train.loop import Report, State, make_optimizer, steps
+from fiducial.train.preflight import preflight
+from fiducial.train.runtime import Runtime
+
+MAY_CHANGE = {"steps", "eval", "checkpoint", "tensorboard"}  # what --resume may set anew without changing the past
+SAMPLES = 6  # held-out completions kept for the report
+
+
+def train(
+    recipe: str | Path | Run,
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    show: bool = True,
+    tell: Callable[[str], None] | None = None,
+) -> Path:
+    """Run a recipe from its start, or with `resume` from its newest whole checkpoint; returns the run folder.
+
+    RecipeError or ValueError: the recipe or the data is wrong, found before the first step. TrainingError: the run
+    failed, its checkpoints are whole. `show` False draws no progress; `tell` gets the lines for people.
+    """
+    run = (recipe if isinstance(recipe, Run) else read_recipe(recipe)).resolved()
+    out = Path(out) if out else Path("runs") / (run.method if isinstance(recipe, Run) else Path(recipe).stem)
+    runtime = Runtime.start()
+    say = (tell or _to_stderr) if runtime.first else (lambda line: None)
+    folder = RunFolder(out)
+    try:
+        with folder.lock() if runtime.first else nullcontext():
+            _open(folder, run, resume, runtime)
+            _train(run, folder, resume, runtime, show, say)
+    finally:
+        runtime.stop()
+    return folder.path
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _open(folder: RunFolder, run: Run, resume: bool, runtime: Runtime) -> None:
+    """Start the folder, or make sure that it holds the run to go on with."""
+    if resume and folder.holds_run:
+        before, now = folder.read_config(), run.to_json()
+        changed = [key for key in now if key not in MAY_CHANGE and now[key] != before.get(key)]
+        if run.optim.schedule != "constant" and now["steps"] != before.get("steps"):
+            changed.append("steps (the learning rate's schedule ends there)")
+        if changed:
+            raise RecipeError(
+                f"{folder.path} was started with another {', '.join(changed)}: resume with the same recipe"
+            )
+    elif runtime.first:
+        folder.create(run.to_json())
+    runtime.wait()
+
+
+def _train(run: Run, folder: RunFolder, resume: bool, runtime: Runtime, show: bool, say: Callable[[str], None]) -> None:
+    assembly = assemble(run, runtime, folder.path / "tokenizer", say)
+    parts, method = assembly.parts, assembly.method
+    checkpoints = Checkpoints(folder.checkpoints, run.checkpoint.keep)
+    state = State(make_optimizer(run, parts.learner))
+    saved, passed = checkpoints.newest() if resume else (None, [])
+    for problem in passed:
+        say(f"passed over a damaged checkpoint: {problem}")
+    held = Held(assembly)
+    if saved is None:
+        look = preflight(assembly, sys.stderr.isatty())
+        if runtime.first:
+            folder.write_json("data.json", assembly.data.report.summary())
+        for line in look.lines:
+            say(line)
+        if runtime.first:
+            folder.truncate_after(-1)
+    else:
+        restore(parts.learner, state, saved)
+        parts.hand_over(state.step)
+        say(f"resuming from the checkpoint of step {state.step}")
+        if runtime.first:
+            folder.truncate_after(state.step)
+    log: Any = nullcontext()
+    if runtime.first:
+        log = Logger(folder, run.method, run.steps, start=state.step, show=show, tensorboard=run.tensorboard)
+    with log as logger:
+        book = _Book(run, folder, assembly, held, checkpoints, logger)
+        if saved is None:
+            book.checkpoint(state)
+            book.evaluate(0, "before")
+        for report in steps(run, method, parts, state):
+            book.enter(report, state)
+    if runtime.first:
+        book.finish(say)
+    runtime.wait()
+
+
+class _Book:
+    """Writes what happens to the run folder; on ranks other than the first it only takes part in what all must do."""
+
+    def __init__(
+        self, run: Run, folder: RunFolder, assembly: Assembly, held: Held, checkpoints: Checkpoints, logger: Any
+    ):
+        self.run, self.folder, self.a, self.held, self.logger = run, folder, assembly, held, logger
+        self.checkpoints = checkpoints
+        self.weights: dict[str, Any] | None = None  # whole, where the learner's are spread over ranks
+        self.first = assembly.parts.runtime.first
+
+    def enter(self, report: Report, state: State) -> None:
+        """One step is done: log it, and evaluate and save when it is time."""
+        done = state.step
+        rollouts = getattr(self.a.parts.feed, "rollouts", [])
+        entries = self.a.parts.runtime.gather((evidence(report), [plain(r) for r in rollouts]))
+        if self.first:
+            assert self.logger is not None
+            self.folder.append_journal({"step": done, "ranks": [entry for entry, _ in entries]})
+            if rollouts:
+                self.folder.write_rollouts(done, [row for _, rows in entries for row in rows])
+            self.logger.log(done, report.metrics)
+        last = done == self.run.steps
+        if last or (self.run.eval.every and done % self.run.eval.every == 0):
+            self.evaluate(done, "after" if last else "during")
+        if last or (self.run.checkpoint.every and done % self.run.checkpoint.every == 0):
+            self.checkpoint(state)
+
+    def evaluate(self, step: int, phase: str) -> None:
+        fresh = phase == "before" and self.run.model.new is not None  # random weights write noise, at full length
+        metrics = self.held.measure(sample=not fresh)
+        if not (self.first and metrics):
+            return
+        assert self.logger is not None
+        self.logger.log(step, metrics)
+        if self.held.last is not None:
+            for greedy in self.held.last.greedy[:SAMPLES]:
+                self.folder.append_sample({"step": step, "phase": phase, **plain(greedy, tokens=False)})
+
+    def checkpoint(self, state: State) -> None:
+        saved = collect(self.a.parts.learner, state)
+        if self.a.parts.runtime.world > 1:
+            self.weights = saved["model"]
+        if self.first:
+            self.folder.sync()
+            self.checkpoints.save(saved)
+        self.a.parts.runtime.wait()
+
+    def finish(self, say: Callable[[str], None]) -> None:
+        """Save the model as a Hugging Face folder, and write the report."""
+        model = self.a.model
+        if self.weights is not None:
+            model = unsharded(self.a, self.weights)
+        if self.run.model.lora.rank:
+            models.save_adapter(model, self.folder.path / "adapter")
+            model = models.merge(model)
+        if self.a.method.learns == "reward_model":
+            models.save_reward_model(model, self.a.tokenizer, self.folder.model)
+        else:
+            models.save(model, self.a.tokenizer, self.folder.model)
+        say(f"model: {self.folder.model}")
+        say(f"report: {write_report(self.folder, read_run(self.folder))}")
+
+
+def unsharded(assembly: Assembly, weights: dict[str, Any]) -> Any:
+    """The trained model as one process holds it."""
+    model, _ = load_model(assembly.run, assembly.method, assembly.data.source, None, Runtime(), assembly.tokenizer)
+    model = wrap(assembly.run, assembly.method, model)
+    model.load_state_dict({name.removeprefix("model."): x for name, x in weights.items()})
+    return model
+
+
+def plain(rollout: Rollout, tokens: bool = True) -> dict[str, Any]:
+    """A rollout as a row of a file."""
+    row = asdict(rollout)
+    score = row.pop("score") or {}
+    row["prompt"] = rollout.prompt
+    row |= {"verdict": score.get("verdict"), "why": score.get("why")}
+    row["scores"] = {name: part["value"] for name, part in (score.get("parts") or {}).items()}
+    if not tokens:
+        row = {key: value for key, value in row.items() if key not in ("token_ids", "mask", "sampler_logprobs")}
+    return row
+
+
+def evidence(report: Report) -> dict[str, Any]:
+    """What `fiducial replay` compares: the tokens (hashed), rewards, each row's log-prob, each parameter's gradient."""
+    batch = report.batch
+    tokens = batch.input_ids.numpy().tobytes() + batch.mask.numpy().tobytes()
+    return {
+        "tokens": sha256(tokens).hexdigest(),
+        "rewards": batch.extra["rewards"].tolist() if "rewards" in batch.extra else [],
+        "logprobs": report.row_logprobs,
+        "grad_norms": report.grad_norms,
+    }

@@ -1,0 +1,237 @@
+"""Killed at any instant and resumed, a run ends with the same tokens, rewards, losses and weights, to the bit."""
+
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from fiducial.store import RunFolder
+from fiducial.train.checkpoint import Checkpoints, fault
+from fiducial.train.loop import TrainingError
+
+METHODS = ("sft", "bt_reward_model", "dpo", "reinforce_lm", "rloo", "grpo")
+STEPS = 8
+
+
+def recipe(folder: Path, method: str) -> Path:
+    """A few steps of a tiny model with all that has a state: momentum, running baseline, reference, sampling."""
+    lines = [f"method = '{method}'", f"steps = {STEPS}", "seed = 5"]
+    tables = [
+        "[optim]\nlr = 1e-3\nbatch = 4\nrows_per_pass = 3\nwarmup = 2",
+        "[eval]\nevery = 3\nn = 4\nk = 2",
+        "[checkpoint]\nevery = 2",
+        "[model.new]\nhidden = 64\nlayers = 2\nheads = 2\nmax_length = 96\ntokenizer = 'word'\nvocab_size = 200",
+    ]
+    if method in ("dpo", "bt_reward_model"):
+        pairs = [
+            {"prompt": f"say {i}", "chosen": f"yes {i} " * (1 + i % 3), "rejected": "no " * (1 + i % 4)}
+            for i in range(30)
+        ]
+        (folder / "pairs.jsonl").write_text("".join(json.dumps(p) + "\n" for p in pairs))
+        tables.insert(0, f"[data]\npath = '{folder / 'pairs.jsonl'}'")
+    else:
+        lines.append("task = 'arith'")
+        tables.insert(0, "[data]\nrows = 50\ndifficulty = {steps = 1}")
+    if method in ("reinforce_lm", "rloo", "grpo"):
+        (folder / "reward.py").write_text("def length(completion):\n    return len(completion) % 7\n")
+        lines.append(f"reward = '{folder / 'reward.py'}:length'")
+        tables.insert(0, "[sampling]\nn = 3\nmax_new_tokens = 10")
+    path = folder / f"{method}.toml"
+    path.write_text("\n".join(lines + tables))
+    return path
+
+
+def start(path: Path, out: Path, **options) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "fiducial", "train", str(path), "--out", str(out), "--resume"]
+    return subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment, **options
+    )
+
+
+def finish(path: Path, out: Path, **options) -> str:
+    process = start(path, out, **options)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors[-3000:]
+    return errors
+
+
+def record(out: Path) -> dict:
+    """Everything that must be equal to the bit. Seconds are the clock's."""
+    folder = RunFolder(out)
+    metrics = [{k: v for k, v in line.items() if "seconds" not in k} for line in folder.read_metrics()]
+    rollouts = {step: folder.read_rollouts(step) for step in folder.rollout_steps()}
+    weights = (out / "model" / "model.safetensors").read_bytes()
+    newest = Checkpoints(folder.checkpoints).newest()[0]
+    assert newest is not None
+    flat = {
+        name: x.numpy().tobytes() for name, x in newest["optimizer"]["state"].items() if isinstance(x, torch.Tensor)
+    }
+    return {
+        "metrics": metrics,
+        "journal": folder.read_journal(),
+        "rollouts": rollouts,
+        "weights": weights,
+        "samples": folder.read_samples(),
+        "optimizer": flat,
+        "credit": newest["credit"],
+    }
+
+
+def lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def kill_once(path: Path, out: Path, draw: random.Random) -> None:
+    """Start or resume, and SIGKILL at a random instant after a random number of steps."""
+    lock = out / ".lock"
+    before = lock.stat().st_mtime_ns if lock.exists() else 0
+    process = start(path, out)
+    target, deadline = draw.randrange(STEPS), time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        begun = lock.exists() and lock.stat().st_mtime_ns > before
+        if begun and lines(out / "journal.jsonl") >= target:
+            break
+        time.sleep(0.002)
+    time.sleep(draw.random() * 0.3)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def kill_and_resume(tmp_path: Path, method: str, kills: int, seed: int) -> None:
+    path = recipe(tmp_path, method)
+    finish(path, tmp_path / "whole")
+    expected, draw = record(tmp_path / "whole"), random.Random(seed)
+    out = tmp_path / "killed"
+    for _ in range(kills):
+        kill_once(path, out, draw)
+    finish(path, out)
+    found = record(out)
+    for part in expected:
+        assert found[part] == expected[part], f"{method}: {part} differ after {kills} kills"
+
+
+@pytest.mark.parametrize("method", ["grpo", "reinforce_lm"])
+def test_two_kills(tmp_path, method):
+    kill_and_resume(tmp_path, method, kills=2, seed=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_ten_kills(tmp_path, method):
+    kill_and_resume(tmp_path, method, kills=10, seed=METHODS.index(method))
+
+
+DIES_WHILE_SAVING = """
+import os, signal, sys
+import torch
+from fiducial.train import checkpoint
+from fiducial.cli import main
+
+whole, calls = torch.save, []
+
+def half(value, file):
+    calls.append(1)
+    if len(calls) == 3:  # steps 0 and 2 are saved; step 4 is cut
+        import io
+        buffer = io.BytesIO()
+        whole(value, buffer)
+        file.write(buffer.getvalue()[: len(buffer.getvalue()) // 2])
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+    whole(value, file)
+
+torch.save = half
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_killed_inside_a_checkpoint_write(tmp_path):
+    path = recipe(tmp_path, "sft")
+    finish(path, tmp_path / "whole")
+    out = tmp_path / "cut"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", DIES_WHILE_SAVING, "train", str(path), "--out", str(out)]
+    assert subprocess.run(command, env=environment, capture_output=True).returncode == -signal.SIGKILL
+    left = sorted(p.name for p in (out / "checkpoints").iterdir())
+    assert left == [".writing-step-000004", "step-000000", "step-000002"]
+    finish(path, out)
+    assert record(out) == record(tmp_path / "whole")
+    assert not list((out / "checkpoints").glob(".writing*"))
+
+
+def test_a_full_disk_stops_the_run_and_loses_nothing(tmp_path):
+    """A limit on file size stands in for the disk: the checkpoint does not fit, the run says so, then goes on."""
+    path = recipe(tmp_path, "dpo")
+    finish(path, tmp_path / "whole")
+    size = (tmp_path / "whole" / "checkpoints" / f"step-{STEPS:06d}" / "state.pt").stat().st_size // 2
+    out = tmp_path / "full"
+
+    def limit():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+    process = start(path, out, preexec_fn=limit)
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 1 and "could not be written" in errors and "--resume" in errors
+    finish(path, out)
+    assert record(out) == record(tmp_path / "whole")
+
+
+# -- what a checkpoint folder may look like ----------------------------------------------------------------------------
+
+
+def saved(step: int) -> dict:
+    return {"step": step, "model": {"w": torch.full((1000,), float(step))}, "optimizer": {}, "credit": {}}
+
+
+def test_resuming_walks_back_to_the_newest_whole_checkpoint(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=3)
+    for step in (2, 4, 6):
+        checkpoints.save(saved(step))
+    (tmp_path / "checkpoints" / "step-000006" / "state.pt").write_bytes(b"short")
+    (tmp_path / "checkpoints" / "step-000004" / "manifest.json").write_text("{")
+    found, passed = checkpoints.newest()
+    assert found is not None and found["step"] == 2 and float(found["model"]["w"][0]) == 2
+    assert len(passed) == 2 and "5 of" in passed[0] and "manifest" in passed[1]
+
+
+def test_one_flipped_bit_is_seen(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    path = checkpoints.save(saved(3)) / "state.pt"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+    assert fault(path.parent) is not None and checkpoints.newest()[0] is None
+
+
+def test_old_checkpoints_go_and_the_first_stays(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
+    for step in (0, 1, 2, 3):
+        checkpoints.save(saved(step))
+    assert [p.name for p in checkpoints.all()] == ["step-000000", "step-000002", "step-000003"]
+
+
+def test_a_failed_write_leaves_the_earlier_ones(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(saved(1))
+
+    def full(value, file):
+        file.write(b"x" * 100)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(TrainingError, match="step 2 could not be written.*No space left.*--resume"):
+        checkpoints.save(saved(2))
+    monkeypatch.undo()
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-000001"]
+    found, passed = checkpoints.newest()
+    assert found is not None and found["step"] == 1 and not passed

@@ -1,0 +1,303 @@
+"""Each rule fires on a log made for it, names the metric and the step, and a healthy run gives no finding."""
+
+import math
+
+import pytest
+
+from fiducial.evals.health import read_run
+from fiducial.store import RunFolder
+
+STEPS = 100
+
+
+def wobble(step):
+    """A small deterministic noise in [-1, 1]."""
+    return math.sin(12.9898 * step)
+
+
+def healthy_grpo(step):
+    done = step / STEPS
+    return {
+        "loss": 0.01 * wobble(step),
+        "reward": 0.3 + 0.4 * done + 0.03 * wobble(step),
+        "reward_std": 0.4,
+        "frac_reward_zero_std": 0.1 + 0.2 * done,
+        "verdict/correct": 0.3 + 0.4 * done,
+        "verdict/wrong": 0.68 - 0.4 * done,
+        "verdict/unparseable": 0.02,
+        "verdict/timeout": 0.0,
+        "verdict/crashed": 0.0,
+        "verdict/skipped": 0.0,
+        "kl": 0.05 * done,
+        "entropy": 0.5 - 0.3 * done,
+        "grad_norm": 0.4 + 0.1 * wobble(step),
+        "policy/approxkl": 0.002,
+        "clip_ratio/low": 0.01,
+        "clip_ratio/high": 0.02,
+        "completions/mean_length": 40 + wobble(step),
+        "completions/clipped_ratio": 0.01,
+        "sampling/logp_difference/mean": 1e-5,
+        "sampling/dropped_tokens": 0,
+    }
+
+
+def healthy_dpo(step):
+    done = step / STEPS
+    return {
+        "loss": 0.69 - 0.3 * done + 0.02 * wobble(step),
+        "rewards/chosen": 0.4 * done,
+        "rewards/rejected": -0.5 * done,
+        "rewards/accuracies": 0.5 + 0.35 * done + 0.03 * wobble(step),
+        "grad_norm": 1.0 + 0.2 * wobble(step),
+    }
+
+
+def healthy_sft(step):
+    return {"loss": 2 * math.exp(-step / 40) + 0.5 + 0.02 * wobble(step), "grad_norm": 1.0 + 0.2 * wobble(step)}
+
+
+HEALTHY = {"grpo": healthy_grpo, "dpo": healthy_dpo, "sft": healthy_sft}
+DATA = {
+    "rows": 1000,
+    "used": 998,
+    "counted": {"equal sides": 2},
+    "completions": 998,
+    "truncated": 0,
+    "stop_trained": 1.0,
+}
+
+
+def write(path, method, change=None, evals=(0, 50, 100), data=DATA):
+    """A run of `method` whose step s logs HEALTHY[method](s) with `change(s)` over it."""
+    folder = RunFolder(path).create({"method": method, "steps": STEPS})
+    folder.write_json("data.json", data)
+    for step in range(STEPS + 1):
+        if step:
+            folder.append_metrics({"step": step, **HEALTHY[method](step), **(change(step) if change else {})})
+        if step in evals:
+            folder.append_metrics({"step": step, "eval/loss": 2.0 - step / STEPS, "eval/unjudged": 0.0})
+    return folder
+
+
+def only(findings):
+    assert len(findings) == 1, findings
+    return findings[0]
+
+
+@pytest.mark.parametrize("method", HEALTHY)
+def test_a_healthy_run_gives_no_finding(tmp_path, method):
+    assert read_run(write(tmp_path, method).path) == []
+
+
+def from_step(start, name, before, after):
+    return lambda step: {name: after if step >= start else before}
+
+
+# name of the rule: (method, what is logged instead, severity, where it is found, a word of what, a word of advice)
+CASES = {
+    "entropy collapse": (
+        "grpo",
+        lambda s: {"entropy": 0.5 if s < 60 else 0.01},
+        ("warning", "entropy, step 69", "entropy fell from 0.5 to 0.01", "raise clip_high"),
+    ),  # means of ten: ten values of 0.01 below 0.05 only when 0.5 has left the window, at step 69
+    "truncation": (
+        "grpo",
+        from_step(31, "completions/clipped_ratio", 0.0, 0.4),
+        ("warning", "completions/clipped_ratio, step 33", "is 40.0 %; healthy is 0.0 % to 10.0 %", "max_new_tokens"),
+    ),  # mean of ten passes 0.1 with three values of 0.4
+    "mostly truncated": (
+        "grpo",
+        from_step(1, "completions/clipped_ratio", 0.0, 0.97),
+        ("error", "completions/clipped_ratio, step 1", "is 97.0 %", "max_new_tokens"),
+    ),
+    "kl blow-up": (
+        "grpo",
+        lambda s: {"kl": 3.0 if 50 <= s < 60 else 0.02},
+        ("warning", "kl, step 51", "kl is 3; healthy is -0.01 to 0.5", "raise kl.weight"),
+    ),
+    "mismatch": (
+        "grpo",
+        from_step(41, "sampling/logp_difference/mean", 1e-5, 0.5),
+        ("error", "sampling/logp_difference/mean, step 41", "is 0.5", "not the same policy"),
+    ),
+    "no signal, too easy": (
+        "grpo",
+        lambda s: {"frac_reward_zero_std": 0.2 if s <= 40 else 0.9, "verdict/correct": 0.9},
+        ("warning", "frac_reward_zero_std, step 46", "90.0 % of the prompts", "too easy"),
+    ),
+    "no signal, too hard": (
+        "grpo",
+        lambda s: {"frac_reward_zero_std": 0.9, "verdict/correct": 0.02},
+        ("warning", "frac_reward_zero_std, step 1", "90.0 % of the prompts", "too hard"),
+    ),
+    "timeouts": (
+        "grpo",
+        lambda s: {"verdict/timeout": 0.55 if s == 77 else 0.05},
+        ("warning", "verdict/timeout, step 77", "5.5 % of completions are 'timeout'", "verdicts.timeout"),
+    ),
+    "crashes": (
+        "grpo",
+        lambda s: {"verdict/crashed": 0.9},
+        ("error", "verdict/crashed, step 1", "90.0 % of completions are 'crashed'", "mend the verifier"),
+    ),
+    "unparseable": (
+        "grpo",
+        lambda s: {"verdict/unparseable": 0.5},
+        ("warning", "verdict/unparseable, step 1", "is 50.0 %", "format"),
+    ),
+    "reward flat": (
+        "grpo",
+        lambda s: {"reward": 0.3 + 0.03 * wobble(s)},
+        ("warning", "reward, step 100", "the reward stayed flat", "frac_reward_zero_std"),
+    ),
+    "reward falls": (
+        "grpo",
+        lambda s: {"reward": 0.5 - s / 300 + 0.02 * wobble(s)},
+        ("warning", "reward, step 100", "the reward fell", "optim.lr"),
+    ),
+    "reward constant": (
+        "grpo",
+        lambda s: {"reward": 0.0},
+        ("error", "reward, step 100", "the reward is 0 in every step", "check the verifier"),
+    ),
+    "large updates": (
+        "grpo",
+        lambda s: {"policy/approxkl": 0.3},
+        ("warning", "policy/approxkl, step 1", "is 0.3", "optim.epochs"),
+    ),
+    "gradient spike": (
+        "sft",
+        lambda s: {"grad_norm": 40.0 if s == 63 else 1.0},
+        ("warning", "grad_norm, step 63", "in 1 steps, at most 40", "optim.clip"),
+    ),
+    "displacement": (
+        "dpo",
+        lambda s: {"rewards/chosen": 0.1 - s / 50},
+        ("warning", "rewards/chosen, step 10", "chosen completions became less likely", "raise beta"),
+    ),  # 0.1 - s/50 is below 0 from step 6 on; its mean over ten steps s-9..s from step 10 on: 0.1 - 5.5/50 < 0
+    "chance": (
+        "dpo",
+        lambda s: {"rewards/accuracies": 0.5 + 0.02 * wobble(s)},
+        ("warning", "rewards/accuracies, step 100", "chance is 50 %", "swapped"),
+    ),
+    "loss flat": (
+        "sft",
+        lambda s: {"loss": 2.0 + 0.01 * wobble(s)},
+        ("warning", "loss, step 100", "the loss stayed flat", "optim.lr"),
+    ),
+    "loss rises": (
+        "sft",
+        lambda s: {"loss": 1.0 + s / 100},
+        ("warning", "loss, step 100", "the loss rose: 1.13 in the first quarter, 1.88 in the last", "optim.lr"),
+    ),
+    "not finite": (
+        "sft",
+        lambda s: {"grad_norm": math.nan if s >= 98 else 1.0},
+        ("error", "grad_norm, step 98", "grad_norm not finite in 3 of 103 lines", "--step 98"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_each_rule_fires_on_its_own_log_and_names_the_step(tmp_path, case):
+    method, change, (severity, where, what, advice) = CASES[case]
+    finding = only(read_run(write(tmp_path, method, change)))
+    assert (finding.severity, finding.where) == (severity, where)
+    assert what in finding.what and advice in finding.advice
+
+
+def test_completions_that_grow_without_a_better_reward(tmp_path):
+    def longer(step):
+        return {"completions/mean_length": 40 + step, "reward": 0.3 + 0.03 * wobble(step)}
+
+    flat, length = sorted(
+        read_run(write(tmp_path / "a", "grpo", longer)), key=lambda finding: finding.where, reverse=True
+    )
+    assert flat.where == "reward, step 100"
+    # First quarter: mean of 41..65 = 53; last: mean of 116..140 = 128. Half longer than 53 is 79.5, which the mean over
+    # ten steps, 40 + s - 4.5, passes at s = 45 (80.5).
+    assert length.where == "completions/mean_length, step 45" and "from 53 to 128 tokens" in length.what
+    # Growing to better answers is fine.
+    better = write(tmp_path / "b", "grpo", lambda step: {"completions/mean_length": 40 + step})
+    assert read_run(better) == []
+
+
+def test_wrong_completions_that_grow_are_seen_in_the_rollouts(tmp_path):
+    def rollouts(path, growth):
+        folder = write(path, "grpo")
+        for step in (*range(1, 11), *range(91, 101)):
+            lengths = {"correct": 40, "wrong": 40 + growth * step // STEPS}
+            folder.write_rollouts(step, [{"verdict": v, "mask": [False] * 3 + [True] * n} for v, n in lengths.items()])
+        return folder
+
+    finding = only(read_run(rollouts(tmp_path / "a", 40)))
+    # Steps 1..10 add 0..4, mean (0 0 1 1 2 2 2 3 3 4)/10 = 1.8; steps 91..100 add 36..40, mean 37.8 (36 36 37 37 38 38
+    # 38 39 39 40).
+    assert finding.where == "rollouts, step 91" and "wrong completions grew from 42 to 78 tokens" in finding.what
+    assert "Dr. GRPO" in finding.advice
+    assert read_run(rollouts(tmp_path / "b", 4)) == []
+
+
+def test_a_held_out_loss_that_turns(tmp_path):
+    folder = write(tmp_path, "sft", evals=())
+    for step, loss in ((0, 3.0), (25, 1.0), (50, 0.8), (75, 1.1), (100, 1.4)):
+        folder.append_metrics({"step": step, "eval/loss": loss})
+    finding = only(read_run(folder))
+    assert finding.where == "eval/loss, step 50" and "rose from 0.8 to 1.4" in finding.what
+
+
+@pytest.mark.parametrize(
+    "change, severity, what",
+    [
+        ({"truncated": 300, "max_length": 256}, "warning", "300 of 998 completions were cut at 256 tokens"),
+        ({"truncated": 900, "max_length": 256}, "error", "900 of 998 completions were cut"),
+        ({"stop_trained": 0.0}, "error", "the stop token never trains"),
+        ({"counted": {"empty field": 30, "equal sides": 10}}, "info", "40 of 1,000 rows were skipped: empty field 30"),
+    ],
+)
+def test_data_that_was_cut_or_skipped(tmp_path, change, severity, what):
+    finding = only(read_run(write(tmp_path, "sft", data={**DATA, **change})))
+    assert finding.severity == severity and what in finding.what and finding.where == "data.json"
+
+
+@pytest.mark.parametrize("evals, often", [((), "never"), ((100,), "only once")])
+def test_a_run_without_evaluation_is_told(tmp_path, evals, often):
+    finding = only(read_run(write(tmp_path, "sft", evals=evals)))
+    assert finding.severity == "info" and often in finding.what and "eval.every" in finding.advice
+
+
+def test_an_unfinished_run_and_one_without_steps(tmp_path):
+    folder = RunFolder(tmp_path / "a").create({"steps": 100})
+    assert only(read_run(folder)).what == "no step was finished"
+    for step in (1, 2):
+        folder.append_metrics({"step": step, "loss": 1.0, "eval/loss": 1.0})
+    finding = only(read_run(folder))
+    assert finding.what == "the run stopped at step 2 of 100" and "--resume" in finding.advice
+
+
+def test_errors_come_first(tmp_path):
+    def several(step):
+        return {"verdict/unparseable": 0.5, "verdict/crashed": 0.9, "entropy": 0.5 if step < 60 else 0.01}
+
+    found = [finding.severity for finding in read_run(write(tmp_path, "grpo", several, evals=()))]
+    assert found == ["error", "warning", "warning", "info"]
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="is not a run folder: it has no config.json"):
+        read_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "method, change",
+    [
+        ("dpo", lambda s: {"rewards/chosen": 1.0 - s / 200}),  # falls, but the chosen side stays likelier than before
+        ("grpo", lambda s: {"entropy": 0.01 if s == 50 else 0.5}),  # one low step is no collapse
+        ("grpo", lambda s: {"completions/clipped_ratio": 0.5 if s < 20 else 0.0}),  # over before the end
+        ("grpo", lambda s: {"reward": 0.99, "verdict/correct": 0.99}),  # flat because it is solved
+        ("grpo", lambda s: {"loss": 1.0}),  # the loss of a policy gradient says nothing
+        ("sft", lambda s: {"grad_norm": 1.0 + 7 * (s == 50)}),  # eight times the usual
+    ],
+)
+def test_what_is_no_trouble_is_not_reported(tmp_path, method, change):
+    assert read_run(write(tmp_path, method, change)) == []
