@@ -7,7 +7,6 @@ for, it trains faster than `scaled_dot_product_attention` and decodes from a pre
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,9 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fiducial.models.cache import Cache, Recorder
 
-MARGIN = 4.0  # nats by which the previous-token head prefers its token: 1 / (1 + 2 exp(-4)) = 96 % of the weight
 FUSED_LENGTH = 512  # tokens from which the fused attention is faster on a CPU too; on a GPU it always is
-COPY = 0.1  # its output's scale
 
 
 @dataclass(frozen=True)
@@ -40,7 +37,7 @@ class DecoderConfig:
     pad_id: int | None = None
     bos_id: int | None = None
     eos_ids: tuple[int, ...] = ()
-    previous_token_head: bool = True  # see `init_previous_token_head`
+    previous_token_head: bool = True  # see `initial.previous_token_head`
 
     def __post_init__(self):
         for name in ("vocab_size", "hidden", "layers", "heads", "max_length"):
@@ -220,7 +217,9 @@ class Decoder(nn.Module):
         self.config = config
         self.model = Trunk(config)
         self.lm_head = nn.Linear(config.hidden, config.vocab_size, bias=False)
-        init_weights(self)
+        init_weights(self.model, config)
+        if not config.tie:
+            nn.init.normal_(self.lm_head.weight, std=STD)
         self.tie_head()
 
     @classmethod
@@ -266,50 +265,3 @@ class Decoder(nn.Module):
     def set_gradient_checkpointing(self, on: bool) -> None:
         """Recompute activations in the backward pass instead of keeping them."""
         self.model.gradient_checkpointing = on
-
-
-def rotary_frequencies(config: DecoderConfig) -> Tensor:
-    """Radians per position of each rotary pair, [head_dim / 2], highest first."""
-    return 1.0 / config.rope_theta ** (torch.arange(0, config.head_dim, 2).float() / config.head_dim)
-
-
-def init_weights(model: Decoder) -> None:
-    """Normal weights of standard deviation 0.02, residual outputs smaller with depth (as GPT-2), zero biases."""
-    config = model.config
-    for name, parameter in model.named_parameters():
-        if name.endswith(("o_proj.weight", "down_proj.weight")):
-            nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * config.layers))
-        elif parameter.ndim == 2:
-            nn.init.normal_(parameter, std=0.02)
-        elif name.endswith("bias"):
-            nn.init.zeros_(parameter)
-    if config.previous_token_head:
-        init_previous_token_head(model)
-
-
-@torch.no_grad()
-def init_previous_token_head(model: Decoder) -> None:
-    """Let the first head of the first layer be born attending to the token before: half an induction head.
-
-    Its query and key weights are zero, so its scores come from the biases alone, and rotary positions turn biases into
-    a function of the distance d between two tokens: the key's bias is the query's advanced by one position, hence
-
-        score(d) = c * sum_i cos(w_i (d - 1))   over the faster half of the rotary pairs, largest at d = 1,
-
-    with c such that the neighbours d = 0 and d = 2 are MARGIN nats below. What the head copies is a slice of the token
-    before, written apart from the token's own embedding. The layout stays Qwen2's, and every weight stays trainable.
-    """
-    config = model.config
-    attention: Any = model.model.layers[0].self_attn
-    dim, half = config.head_dim, config.head_dim // 2
-    frequencies = rotary_frequencies(config)[: max(1, half // 2)]
-    scale = MARGIN / (1 - frequencies.cos()).sum()  # c
-    amplitude = (scale * math.sqrt(dim)).sqrt()  # scores are divided by sqrt(dim)
-    for proj in (attention.q_proj, attention.k_proj):
-        proj.weight[:dim] = 0.0
-    fast = slice(0, len(frequencies))  # a pair is (i, i + half)
-    attention.q_proj.bias[:half][fast] = amplitude
-    attention.k_proj.bias[:half][fast] = amplitude * frequencies.cos()
-    attention.k_proj.bias[half:dim][fast] = amplitude * frequencies.sin()
-    nn.init.orthogonal_(attention.v_proj.weight[:dim])
-    nn.init.orthogonal_(attention.o_proj.weight[:, :dim], gain=COPY)
