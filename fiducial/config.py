@@ -29,49 +29,49 @@ class RecipeError(ValueError):
 class NewModel:
     """A fresh decoder with random weights, and a tokenizer trained on the run's own data."""
 
-    hidden: int = 128
-    layers: int = 4
-    heads: int = 4
-    max_length: int = 1024
-    tie: bool = False
-    tokenizer: Literal["bpe", "char", "word"] = "bpe"
-    vocab_size: int = 512
+    hidden: int = 128  # width
+    layers: int = 4  # blocks
+    heads: int = 4  # of attention; hidden / heads is best at 32 or more
+    max_length: int = 1024  # tokens that it reads
+    tie: bool = False  # the head reuses the embedding
+    tokenizer: Literal["bpe", "char", "word"] = "bpe"  # trained on the run's own data
+    vocab_size: int = 512  # at most
 
 
 @dataclass(frozen=True)
 class Lora:
     """Low-rank adapters (Hu et al. 2021) through PEFT; rank 0 trains all weights."""
 
-    rank: int = 0
-    alpha: float = 16.0
+    rank: int = 0  # 0: off
+    alpha: float = 16.0  # the adapter is scaled by alpha / rank
     targets: tuple[str, ...] = ()  # names of linear layers; empty: all of attention and MLP
 
 
 @dataclass(frozen=True)
 class Model:
     path: str = ""  # a Hugging Face folder
-    new: NewModel | None = None
+    new: NewModel | None = None  # or fresh weights: the table below
     ref: str = ""  # the frozen reference; empty: the policy as the run starts
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"  # of the weights
     autocast: bool = False  # compute in bfloat16, keep weights and optimizer in dtype
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = False  # recompute activations: less memory, slower
     lora: Lora = Lora()
 
 
 @dataclass(frozen=True)
 class Data:
-    path: str = ""
-    eval_path: str = ""
+    path: str = ""  # rows: JSONL, JSON, CSV, parquet, text, or a saved `datasets` folder
+    eval_path: str = ""  # rows to evaluate on; empty: eval.n of path's, held out
     split: str = ""  # of a saved DatasetDict
-    prompt_field: str = "prompt"
-    completion_field: str = "completion"
-    chosen_field: str = "chosen"
-    rejected_field: str = "rejected"
-    answer_field: str = "answer"
-    text_field: str = "text"
-    label_field: str = "label"
-    messages_field: str = "messages"
-    too_long: Literal["refuse", "drop", "truncate"] = "refuse"
+    prompt_field: str = "prompt"  # how the data spells a column; likewise below
+    completion_field: str = "completion"  # text to imitate, or that is labelled
+    chosen_field: str = "chosen"  # preferred completion
+    rejected_field: str = "rejected"  # the other one
+    answer_field: str = "answer"  # what a verifier compares with
+    text_field: str = "text"  # plain text
+    label_field: str = "label"  # whether a completion is wanted
+    messages_field: str = "messages"  # a chat
+    too_long: Literal["refuse", "drop", "truncate"] = "refuse"  # rows of more than max_length tokens
     max_length: int = 0  # tokens of prompt and completion; 0: what the model takes
     rows: int = 2000  # problems drawn from a task
     difficulty: dict[str, Any] = field(default_factory=dict)  # of the task
@@ -80,12 +80,12 @@ class Data:
 
 @dataclass(frozen=True)
 class Optim:
-    lr: float = 1e-3
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    lr: float = 1e-3  # peak learning rate of AdamW
+    schedule: Literal["constant", "linear", "cosine"] = "constant"  # after the warm-up
     warmup: int = 0  # steps
     final: float = 0.0  # share of lr that a schedule ends at
-    weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0  # of matrices; vectors are not decayed
+    betas: tuple[float, float] = (0.9, 0.999)  # of AdamW's averages
     clip: float = 1.0  # norm that gradients are clipped to; 0: off
     batch: int = 32  # examples a step: rows, pairs, or prompts
     rows_per_pass: int = 64  # examples in one forward and backward: a matter of memory, never of the result
@@ -96,12 +96,12 @@ class Optim:
 @dataclass(frozen=True)
 class Sampling:
     n: int = 8  # completions of each prompt
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    stop: tuple[str, ...] = ()
-    max_new_tokens: int = 128
+    temperature: float = 1.0  # the trained log-probs are taken at it too
+    top_k: int = 0  # draw from the k likeliest tokens; 0: all
+    top_p: float = 1.0  # draw from the smallest set with this much probability
+    min_p: float = 0.0  # draw from tokens with this share of the likeliest one's probability
+    stop: tuple[str, ...] = ()  # texts that end a completion
+    max_new_tokens: int = 128  # a completion's limit
     truncated: Literal["score", "mask", "penalise"] = "score"  # completions that ended by length
     filter_groups: bool = False  # leave out groups whose rewards are all equal
 
@@ -139,15 +139,15 @@ class Checkpoint:
 class Run:
     """One run. `fiducial train RECIPE` reads it from TOML; flags such as --optim.lr 3e-4 win over the file."""
 
-    method: str = ""
-    steps: int = 100
-    seed: int = 0
-    task: str = ""
+    method: str = ""  # an id of `fiducial methods`, or the path of a .py file
+    steps: int = 100  # batches
+    seed: int = 0  # of everything that is drawn
+    task: str = ""  # an id of `fiducial tasks`, or empty for data.path
     per: Literal["", "token", "sequence", "sequence_sum", "constant", "row"] = ""  # empty: the method's own
     constant: float = 0.0  # tokens that per = "constant" divides by; 0: sampling.max_new_tokens
     model: Model = Model()
     data: Data = Data()
-    hparams: dict[str, Any] = field(default_factory=dict)
+    hparams: dict[str, Any] = field(default_factory=dict)  # the method's own: `fiducial methods ID`
     kl: KL | None = None  # None: the method's own
     optim: Optim = Optim()
     sampling: Sampling = Sampling()
@@ -155,7 +155,7 @@ class Run:
     verdicts: Verdicts = Verdicts()
     eval: Eval = Eval()
     checkpoint: Checkpoint = Checkpoint()
-    tensorboard: bool = False
+    tensorboard: bool = False  # also write event files
 
     def record(self) -> Method:
         return lookup(self.method)

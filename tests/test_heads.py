@@ -72,5 +72,5 @@ def test_gradient_reaches_trunk_and_score():
 
 def test_other_folders_are_refused(tmp_path):
     save(backbone("decoder"), TOKENIZER, tmp_path)
-    with pytest.raises(ValueError, match=r"is no reward model: its config.json names \['Qwen2ForCausalLM'\]"):
+    with pytest.raises(ValueError, match=r"is no reward model: its config.json names \['LlamaForCausalLM'\]"):
         load_reward_model(tmp_path)

@@ -29,6 +29,9 @@ def stock(kind: str, **changes):
         config = hf.Qwen2Config(**{**sizes, "num_key_value_heads": 1, **changes})
     elif kind == "gemma2":
         config = hf.Gemma2Config(**{**sizes, "num_key_value_heads": 1, "head_dim": 32, **changes})
+    elif kind == "scaled llama":  # which the built-in decoder does not compute
+        rope = {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}
+        config = hf.LlamaConfig(**{**sizes, "num_key_value_heads": 1, "rope_parameters": rope, **changes})
     else:
         config = hf.GPT2Config(
             vocab_size=V, n_embd=64, n_layer=2, n_head=2, n_positions=48, **IDS, initializer_range=0.2
@@ -88,8 +91,9 @@ def test_gradient_checkpointing_keeps_the_gradient():
     torch.testing.assert_close(grads[0], grads[1])
 
 
-def test_decoder_and_stock_qwen2_sample_the_same(tmp_path):
-    own = stock("qwen2")
+@pytest.mark.parametrize(("kind", "changes"), [("qwen2", {}), ("llama", {}), ("llama", {"attention_bias": True})])
+def test_decoder_and_stock_models_sample_the_same(tmp_path, kind, changes):
+    own = stock(kind, **changes)
     own.save_pretrained(tmp_path)
     TOKENIZER.save_pretrained(tmp_path)
     model, tokenizer = load(tmp_path)
@@ -115,7 +119,7 @@ def test_saved_decoder_loads_with_auto_model(tmp_path, tie):
     own = AutoModelForCausalLM.from_pretrained(tmp_path)
     with torch.no_grad():
         torch.testing.assert_close(own(ids).logits, model(ids), atol=1e-5, rtol=0)
-    assert own.config.model_type == "qwen2"
+    assert own.config.model_type == "llama"
     assert GenerationConfig.from_pretrained(tmp_path).eos_token_id == own.config.eos_token_id == 2
     again, tokenizer = load(tmp_path)
     with torch.no_grad():
@@ -126,7 +130,7 @@ def test_saved_decoder_loads_with_auto_model(tmp_path, tie):
     assert load(tmp_path, dtype=torch.float64)[0](ids).dtype == torch.float64
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("kind", ["scaled llama", "gpt2"])
 def test_other_architectures_load_and_save(tmp_path, kind):
     own, ids = stock(kind), torch.randint(3, V, (2, 12))
     save(HFModel(own), TOKENIZER, tmp_path)
@@ -233,7 +237,7 @@ def test_folders_that_do_not_belong_are_named(tmp_path):
 
 
 def test_stock_models_with_missing_weights_are_refused(tmp_path):
-    save(HFModel(stock("llama")), TOKENIZER, tmp_path)
+    save(HFModel(stock("scaled llama")), TOKENIZER, tmp_path)
     break_weights(lambda s: s.pop(NORM))(tmp_path)
     with pytest.raises(ValueError, match=f"{NORM} is missing"):
         load(tmp_path)
@@ -250,5 +254,5 @@ def test_broken_models_are_not_saved(tmp_path):
 def test_config_says_what_was_saved(tmp_path):
     save(new(DecoderConfig(V, hidden=32, layers=1, heads=1)), TOKENIZER, tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    assert (config["model_type"], config["architectures"]) == ("qwen2", ["Qwen2ForCausalLM"])
+    assert (config["model_type"], config["architectures"]) == ("llama", ["LlamaForCausalLM"])
     assert (config["pad_token_id"], config["bos_token_id"], config["eos_token_id"]) == (0, 1, 2)

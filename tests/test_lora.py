@@ -78,7 +78,8 @@ def test_adapter_loads_with_stock_peft_and_with_ours(tmp_path, kind):
     ours = load_adapter(load(tmp_path / "base")[0], tmp_path / "adapter")
     with torch.no_grad():
         torch.testing.assert_close(own(IDS).logits, model(IDS), atol=1e-5, rtol=0)
-        torch.testing.assert_close(ours(IDS), model(IDS), atol=1e-6, rtol=0)
+        # a stock Llama comes back as the built-in decoder: other code, the same function
+        torch.testing.assert_close(ours(IDS), model(IDS), atol=1e-5, rtol=0)
     assert any(p.requires_grad for p in ours.parameters())
 
 

@@ -96,3 +96,18 @@ def test_bad_folders_are_named(tmp_path):
         path.write_text(json.dumps({k: v for k, v in whole.items() if k != field}))
         with pytest.raises(ValueError, match=f"has no {role} token; name one as {field} in tokenizer_config.json"):
             load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["word", "char", "bpe"])
+def test_a_tokenizer_reads_the_same_beside_any_model(tmp_path, kind):
+    """Beside a Qwen2 config AutoTokenizer takes any tokenizer for Qwen's; ours must not, and beside Llama neither."""
+    from transformers import AutoTokenizer, LlamaConfig, Qwen2Config
+
+    text = "Pia has 34. Ned has 91 fewer."
+    tokenizer = train_tokenizer([text], kind, 300)
+    for config in (LlamaConfig(vocab_size=300), Qwen2Config(vocab_size=300)):
+        folder = tmp_path / config.model_type
+        tokenizer.save_pretrained(folder)
+        config.save_pretrained(folder)
+        assert load_tokenizer(folder)(text)["input_ids"] == tokenizer(text)["input_ids"]
+    assert AutoTokenizer.from_pretrained(tmp_path / "llama")(text)["input_ids"] == tokenizer(text)["input_ids"]

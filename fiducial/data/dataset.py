@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fiducial.core.seeds import mix
-from fiducial.core.types import Encoded
+from fiducial.core.types import Demo, Encoded
 from fiducial.data.files import RowSource
 from fiducial.data.rows import BadRow, Example, Kind, parse
 
@@ -119,6 +119,7 @@ class Dataset:
     `encode` turns an example into token ids. Rows that cannot train are counted and skipped up to the share `max_bad`
     of all rows. A row with more than `max_length` tokens follows `too_long`: "refuse" stops, "drop" skips and counts,
     "truncate" cuts completions at the end and counts; a prompt that leaves no room for a completion is never cut.
+    Plain text has no end to lose: however long, it is read in blocks of `max_length`, each token training once.
     A row of several examples is used whole or not at all. `progress(done, rows)` is called after every row.
 
     Raises ValueError for a file that cannot be read, too many bad rows, or rows that are too long under "refuse".
@@ -147,7 +148,7 @@ class Dataset:
         self.kind: Kind = kind
         self.max_length, self.too_long = max_length, too_long
         self._rows = array("q")  # row of the source that each example comes from
-        self._parts = array("b")  # which of the row's examples it is
+        self._parts = array("l")  # which of the row's examples it is
         self._lengths = array("q")  # tokens of its longest side
         tally = self._preflight(stop_id, progress)
         self._refuse_long(tally)
@@ -185,6 +186,8 @@ class Dataset:
         longest = max(len(side.token_ids) for sides in encoded for side in sides)
         if longest <= self.max_length:
             items = [Item(*pair) for pair in zip(examples, encoded, strict=True)]
+        elif _is_plain_text(examples[0]):
+            items = [Item(examples[0], [block]) for block in blocks(encoded[0][0], self.max_length)]
         else:
             items = [self._cut(*pair, longest) for pair in zip(examples, encoded, strict=True)]
         for item in items:
@@ -262,6 +265,23 @@ class LongRow(BadRow):
     def __init__(self, reason: str, what: str, length: int, limit: int):
         super().__init__(reason, f"{what} does not fit in {limit} tokens; the whole is {length:,}")
         self.length = length
+
+
+def _is_plain_text(example: Example) -> bool:
+    return isinstance(example, Demo) and example.prompt == "" and isinstance(example.completion, str)
+
+
+def blocks(encoded: Encoded, limit: int) -> list[Encoded]:
+    """A long text in pieces of at most `limit` tokens, each beginning with what the text begins with untrained (bos).
+
+    >>> [b.token_ids for b in blocks(Encoded([9, 1, 2, 3], [False, True, True, True]), 3)]
+    [[9, 1, 2], [9, 3]]
+    """
+    head = prompt_length(encoded)
+    size = limit - head
+    start, body, mask = encoded.token_ids[:head], encoded.token_ids[head:], encoded.mask[head:]
+    cuts = range(0, len(body), size)
+    return [Encoded(start + body[i : i + size], [False] * head + mask[i : i + size]) for i in cuts]
 
 
 def prompt_length(encoded: Encoded) -> int:

@@ -41,6 +41,7 @@ class RowSource:
     fields: list[str]
     notes: list[str]
     unit = "row"
+    whole = True  # False where rows are pieces of one text, which does not end where a row does
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -197,6 +198,8 @@ class TextRows(_SpanRows):
     """
 
     fields = ["text"]
+
+    whole = False
 
     def __init__(self, path: Path, name: str, chars: int = TEXT_CHARS):
         if chars < 1:

@@ -1,14 +1,14 @@
-"""The built-in laptop decoder: a transformer in exactly Qwen2's layout (arXiv:2407.10671).
+"""The built-in laptop decoder: a transformer in exactly Llama's layout (arXiv:2302.13971), or Qwen2's.
 
-RMSNorm, rotary positions, biases on q, k and v, grouped-query attention, SwiGLU. Parameter names are those of Hugging
-Face's `Qwen2ForCausalLM`, so a saved folder loads anywhere. Attention is written out: on a CPU, at the sizes this is
+RMSNorm, rotary positions, grouped-query attention, SwiGLU, biases on the attention's projections (all, those of q, k
+and v as in Qwen2, or none). Parameter names are those of Hugging Face's `LlamaForCausalLM` (`Qwen2ForCausalLM`), so a
+saved folder loads anywhere. Attention is written out: on a CPU, at the sizes this is
 for, it trains faster than `scaled_dot_product_attention` and decodes from a preallocated cache.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -16,59 +16,10 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from fiducial.models.cache import Cache, Recorder
+from fiducial.models.config import DecoderConfig
+from fiducial.models.initial import init_weights
 
 FUSED_LENGTH = 512  # tokens from which the fused attention is faster on a CPU too; on a GPU it always is
-
-
-@dataclass(frozen=True)
-class DecoderConfig:
-    """Sizes of a decoder. The head dimension is hidden / heads, 32 by default."""
-
-    vocab_size: int
-    hidden: int = 128
-    layers: int = 4
-    heads: int = 4
-    kv_heads: int | None = None  # None: as many as heads
-    mlp: int | None = None  # None: 4 * hidden
-    max_length: int = 1024  # in tokens
-    tie: bool = False  # the head reuses the embedding
-    rope_theta: float = 10000.0
-    norm_eps: float = 1e-6
-    pad_id: int | None = None
-    bos_id: int | None = None
-    eos_ids: tuple[int, ...] = ()
-    previous_token_head: bool = True  # see `initial.previous_token_head`
-
-    def __post_init__(self):
-        for name in ("vocab_size", "hidden", "layers", "heads", "max_length"):
-            _check(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        _check(self.mlp_size >= 1, "mlp", "at least 1", self.mlp)
-        _check(self.hidden % self.heads == 0, "heads", f"a divisor of hidden ({self.hidden})", self.heads)
-        _check(self.head_dim % 2 == 0, "hidden", "an even number per head", self.hidden)
-        groups = self.num_kv_heads
-        _check(groups >= 1 and self.heads % groups == 0, "kv_heads", f"a divisor of heads ({self.heads})", groups)
-        _check(self.rope_theta > 0, "rope_theta", "positive", self.rope_theta)
-        _check(self.norm_eps > 0, "norm_eps", "positive", self.norm_eps)
-        for name, ids in (("pad_id", (self.pad_id,)), ("bos_id", (self.bos_id,)), ("eos_ids", self.eos_ids)):
-            inside = all(i is None or 0 <= i < self.vocab_size for i in ids)
-            _check(inside, name, f"inside the vocabulary (0..{self.vocab_size - 1})", ids)
-
-    @property
-    def num_kv_heads(self) -> int:
-        return self.heads if self.kv_heads is None else self.kv_heads
-
-    @property
-    def mlp_size(self) -> int:
-        return 4 * self.hidden if self.mlp is None else self.mlp
-
-    @property
-    def head_dim(self) -> int:
-        return self.hidden // self.heads
-
-
-def _check(ok: bool, name: str, wanted: str, value: Any):
-    if not ok:
-        raise ValueError(f"model.{name} must be {wanted}; it is {value}")
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -103,10 +54,11 @@ class Attention(nn.Module):
         super().__init__()
         self.layer, self.head_dim = layer, config.head_dim
         kv_size = config.num_kv_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden, config.hidden)
-        self.k_proj = nn.Linear(config.hidden, kv_size)
-        self.v_proj = nn.Linear(config.hidden, kv_size)
-        self.o_proj = nn.Linear(config.hidden, config.hidden, bias=False)
+        inward = config.bias != "none"
+        self.q_proj = nn.Linear(config.hidden, config.hidden, bias=inward)
+        self.k_proj = nn.Linear(config.hidden, kv_size, bias=inward)
+        self.v_proj = nn.Linear(config.hidden, kv_size, bias=inward)
+        self.o_proj = nn.Linear(config.hidden, config.hidden, bias=config.bias == "all")
 
     def forward(
         self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None, cache: Cache | Recorder | None
@@ -166,7 +118,7 @@ class Trunk(nn.Module):
 
     def set_rotary_table(self) -> None:
         """Cosines and sines of the angle of each position and rotary pair, [max_length, head_dim]; see `rotate`."""
-        angles = torch.arange(self.config.max_length).float()[:, None] * rotary_frequencies(self.config)
+        angles = torch.arange(self.config.max_length).float()[:, None] * self.config.rotary_frequencies()
         self.register_buffer("cos", torch.cat([angles.cos(), angles.cos()], dim=-1), persistent=False)
         self.register_buffer("sin", torch.cat([-angles.sin(), angles.sin()], dim=-1), persistent=False)
 
@@ -217,9 +169,7 @@ class Decoder(nn.Module):
         self.config = config
         self.model = Trunk(config)
         self.lm_head = nn.Linear(config.hidden, config.vocab_size, bias=False)
-        init_weights(self.model, config)
-        if not config.tie:
-            nn.init.normal_(self.lm_head.weight, std=STD)
+        init_weights(self, config)
         self.tie_head()
 
     @classmethod

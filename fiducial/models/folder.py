@@ -27,8 +27,9 @@ def load(
 ) -> tuple[Decoder | HFModel, Any]:
     """The model and the tokenizer of a Hugging Face folder, in eval mode.
 
-    A plain Qwen2 becomes the built-in `Decoder`, anything else an `HFModel`. ValueError if the folder, config.json,
-    the weights, the tokenizer, its pad or its stop token is missing, or if weights are cut short or not finite.
+    A plain Llama or Qwen2 becomes the built-in `Decoder`, anything else an `HFModel`. ValueError if the folder,
+    config.json, the weights, the tokenizer, its pad or its stop token is missing, or if weights are cut short or not
+    finite.
     """
     folder = Path(folder)
     stock = read_config(folder)
@@ -75,15 +76,17 @@ def decoder_config(stock: Any, eos_ids: tuple[int, ...]) -> DecoderConfig | None
     """The config of the decoder that computes exactly what this stock model does; None if there is none."""
     rope = getattr(stock, "rope_parameters", None) or {}
     plain = (
-        stock.model_type == "qwen2"
+        stock.model_type in ("llama", "qwen2")
         and stock.hidden_act == "silu"
         and rope.get("rope_type") == "default"
-        and set(stock.layer_types) == {"full_attention"}
+        and set(getattr(stock, "layer_types", None) or ["full_attention"]) == {"full_attention"}
+        and not getattr(stock, "mlp_bias", False)
         and getattr(stock, "head_dim", None) in (None, stock.hidden_size // stock.num_attention_heads)
         and getattr(stock, "quantization_config", None) is None
     )
     if not plain:
         return None
+    biases = "all" if getattr(stock, "attention_bias", False) else "none"
     return DecoderConfig(
         vocab_size=stock.vocab_size,
         hidden=stock.hidden_size,
@@ -93,6 +96,7 @@ def decoder_config(stock: Any, eos_ids: tuple[int, ...]) -> DecoderConfig | None
         mlp=stock.intermediate_size,
         max_length=stock.max_position_embeddings,
         tie=stock.tie_word_embeddings,
+        bias="qkv" if stock.model_type == "qwen2" else biases,
         rope_theta=rope["rope_theta"],
         norm_eps=stock.rms_norm_eps,
         pad_id=stock.pad_token_id,
@@ -103,10 +107,15 @@ def decoder_config(stock: Any, eos_ids: tuple[int, ...]) -> DecoderConfig | None
 
 
 def stock_config(config: DecoderConfig) -> Any:
-    """The `Qwen2Config` of a decoder."""
-    from transformers import Qwen2Config
+    """The `LlamaConfig` of a decoder, or the `Qwen2Config` where that is its layout.
 
-    return Qwen2Config(
+    A fresh decoder is a Llama: beside a Qwen2 config `AutoTokenizer` takes any tokenizer for Qwen's own.
+    """
+    from transformers import LlamaConfig, Qwen2Config
+
+    qwen2 = config.bias == "qkv"
+    layout = {} if qwen2 else {"attention_bias": config.bias == "all"}
+    return (Qwen2Config if qwen2 else LlamaConfig)(
         vocab_size=config.vocab_size,
         hidden_size=config.hidden,
         intermediate_size=config.mlp_size,
@@ -120,7 +129,8 @@ def stock_config(config: DecoderConfig) -> Any:
         pad_token_id=config.pad_id,
         bos_token_id=config.bos_id,
         eos_token_id=config.eos_ids[0] if len(config.eos_ids) == 1 else list(config.eos_ids) or None,
-        architectures=["Qwen2ForCausalLM"],
+        architectures=["Qwen2ForCausalLM" if qwen2 else "LlamaForCausalLM"],
+        **layout,
     )
 
 

@@ -77,7 +77,8 @@ def save_reward_model(model: RewardModel, tokenizer: Any, folder: str | Path) ->
     weight = model.score.weight.detach()
     if isinstance(model.backbone, Decoder):
         stock = folders.stock_config(folders.with_token_ids(model.backbone.config, tokenizer))
-        stock.architectures, stock.num_labels = ["Qwen2ForSequenceClassification"], 1
+        stock.architectures = [stock.architectures[0].replace("ForCausalLM", "ForSequenceClassification")]
+        stock.num_labels = 1
         folders.write_decoder({**model.backbone.state_dict(), "score.weight": weight}, stock, folder)
     else:
         stock = model.backbone.model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -88,7 +89,7 @@ def _untrained(kind: str, vocab_size: int) -> tuple[Any, Any]:
 
 def load_tokenizer(folder: str | Path) -> Any:
     """The tokenizer of a Hugging Face folder. ValueError if there is none, or it has no pad or no stop (eos) token."""
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     folder = Path(folder)
     if not folder.is_dir():
@@ -97,7 +98,11 @@ def load_tokenizer(folder: str | Path) -> Any:
         raise ValueError(
             f"{folder} holds no tokenizer ({' or '.join(TOKENIZER_FILES)}); save the model's tokenizer there"
         )
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    settings = folder / "tokenizer_config.json"
+    kind = json.loads(settings.read_text(encoding="utf-8")).get("tokenizer_class") if settings.is_file() else None
+    # The folder says that its tokenizer.json is all there is to it; AutoTokenizer would go by the model's kind instead.
+    plain = kind in ("TokenizersBackend", "PreTrainedTokenizerFast")
+    tokenizer = (PreTrainedTokenizerFast if plain else AutoTokenizer).from_pretrained(folder)
     for role, token in (("pad", tokenizer.pad_token_id), ("stop (eos)", tokenizer.eos_token_id)):
         if token is None:
             field = "pad_token" if role == "pad" else "eos_token"

@@ -134,22 +134,23 @@ def read(run: Run, method: Method, source: RowSource | None, tokenizer: Any, mod
     return Dataset(
         source,
         KINDS[method.feed],
-        encoder(tokenizer),
+        encoder(tokenizer, source.whole),
         max_length=longest,
         fields=renamed(run.data),
         too_long=run.data.too_long,
-        stop_id=tokenizer.eos_token_id,
+        stop_id=tokenizer.eos_token_id if source.whole else None,
     )
 
 
-def encoder(tokenizer: Any) -> Callable[[Example], list[Encoded]]:
-    """Example -> token ids, as `data.Dataset` wants it."""
+def encoder(tokenizer: Any, whole: bool = True) -> Callable[[Example], list[Encoded]]:
+    """Example -> token ids, as `data.Dataset` wants it. Texts that are not `whole` get no stop token at their end."""
 
     def encode_example(example: Example) -> list[Encoded]:
         if isinstance(example, Pair):
             return [encode(tokenizer, example.prompt, side) for side in (example.chosen, example.rejected)]
         if isinstance(example, Demo | Label):
-            return [encode(tokenizer, example.prompt, example.completion)]
+            row = encode(tokenizer, example.prompt, example.completion)
+            return [row if whole else Encoded(row.token_ids[:-1], row.mask[:-1])]
         if isinstance(example, Problem):
             ids = encode_prompt(tokenizer, example.prompt)
             return [Encoded(ids, [False] * len(ids))]

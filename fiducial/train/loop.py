@@ -237,8 +237,8 @@ def update(
         loss, out, tensors = objective(run, method, parts, micro, counts)
         if not torch.isfinite(loss):
             raise TrainingError(
-                f"step {state.step}: the loss is {float(loss)}. The weights or the data hold numbers that are not "
-                "finite, or optim.lr is too high; `fiducial replay RUN --step N` repeats the step"
+                f"step {state.step}: the loss is {float(loss.detach())}. The weights or the data hold numbers "
+                "that are not finite, or optim.lr is too high; `fiducial replay RUN --step N` repeats the step"
             )
         (loss * runtime.world).backward()  # FSDP averages over ranks; our counts are already global
         measure(run, method, tensors, out, micro, loss, meter)

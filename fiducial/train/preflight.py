@@ -87,7 +87,9 @@ def dry_pass(assembly: Assembly) -> int:
     finally:
         parts.learner.zero_grad(set_to_none=True)
     if not torch.isfinite(loss):
-        raise TrainingError(f"the loss of the first pass is {float(loss)}: the model's weights or the data are damaged")
+        raise TrainingError(
+            f"the loss of the first pass is {float(loss.detach())}: the weights or the data are damaged"
+        )
     return int(batch.input_ids.shape[1])
 
 
