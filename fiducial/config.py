@@ -31,6 +31,7 @@ class NewModel:
 
     hidden: int = 128  # width
     layers: int = 4  # blocks
+    mlp: int = 0  # width of the feed-forward layers; 0: 4 x hidden
     heads: int = 4  # of attention; hidden / heads is best at 32 or more
     max_length: int = 1024  # tokens that it reads
     tie: bool = False  # the head reuses the embedding

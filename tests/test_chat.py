@@ -89,7 +89,7 @@ def test_default_template_written_out():
         ("<bos><|system|>no<|user|>The cat?<|assistant|>", False),
         ("sat on<eos>", True),
     ]
-    with pytest.raises(Exception, match="roles are system, user and assistant; a message has tool"):
+    with pytest.raises(ValueError, match="refuses the messages: the roles are system, .* a message has tool"):
         encode_prompt(TOKENIZER, [{"role": "tool", "content": "4"}])
 
 

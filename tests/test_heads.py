@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
+from test_hf import TOKENIZER, V, stock
 
 from fiducial.models import DecoderConfig, HFModel, new, save
 from fiducial.models.heads import RewardModel, load_reward_model, save_reward_model
-from tests.test_hf import TOKENIZER, V, stock
 
 
 def backbone(kind: str):

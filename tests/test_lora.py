@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from test_hf import TOKENIZER, V, stock
 
 from fiducial.core.types import Decoding, Request
 from fiducial.models import DecoderConfig, HFModel, load, new, save
 from fiducial.models.heads import RewardModel
 from fiducial.models.lora import add_lora, disabled_adapter, load_adapter, merge, save_adapter
 from fiducial.sampling.local import LocalSampler
-from tests.test_hf import TOKENIZER, V, stock
 
 IDS = torch.randint(3, V, (2, 12), generator=torch.Generator().manual_seed(0))
 

@@ -6,7 +6,8 @@ fixed before the first token of the completion is written, so no token spans the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from fiducial.core.types import Encoded, Message, Prompt
@@ -67,7 +68,23 @@ def _render_prompt(tokenizer: Any, prompt: Sequence[Message]) -> str:
         raise ValueError(
             "a prompt must end with what the assistant answers to, but its last message is the assistant's"
         )
-    return tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True)
+    return _render(tokenizer, prompt, add_generation_prompt=True)
+
+
+def _render(tokenizer: Any, messages: Sequence[Message], **settings: Any) -> str:
+    with _template_errors():
+        return tokenizer.apply_chat_template(list(messages), tokenize=False, **settings)
+
+
+@contextmanager
+def _template_errors() -> Iterator[None]:
+    """What a template objects to is the data's fault, so it is a ValueError."""
+    from jinja2 import TemplateError
+
+    try:
+        yield
+    except TemplateError as error:
+        raise ValueError(f"the chat template refuses the messages: {error}") from error
 
 
 def _encode_chat(tokenizer: Any, prompt: list[Message], turns: list[Message]) -> Encoded:
@@ -76,7 +93,7 @@ def _encode_chat(tokenizer: Any, prompt: list[Message], turns: list[Message]) ->
         raise ValueError("the messages hold no assistant turn after the prompt, so nothing would train; add one")
     start = _render_prompt(tokenizer, prompt) if prompt else ""
     if prompt and len(turns) == 1:
-        text = tokenizer.apply_chat_template([*prompt, *turns], tokenize=False)
+        text = _render(tokenizer, [*prompt, *turns])
         spans = [(len(start), len(text))]
     else:
         text, spans = _render_marked(tokenizer, [*prompt, *turns])
@@ -102,12 +119,13 @@ def _render_marked(tokenizer: Any, messages: list[Message]) -> tuple[str, list[t
             "the chat template does not mark what the assistant writes; put {% generation %} and {% endgeneration %} "
             "around the assistant's content and stop token in it"
         )
-    rendered: Any = render_jinja_template(
-        conversations=[messages],
-        chat_template=template,
-        return_assistant_tokens_mask=True,
-        **tokenizer.special_tokens_map,
-    )
+    with _template_errors():
+        rendered: Any = render_jinja_template(
+            conversations=[messages],
+            chat_template=template,
+            return_assistant_tokens_mask=True,
+            **tokenizer.special_tokens_map,
+        )
     texts, spans = rendered
     return texts[0], spans[0]
 

@@ -114,7 +114,7 @@ def stock_config(config: DecoderConfig) -> Any:
     from transformers import LlamaConfig, Qwen2Config
 
     qwen2 = config.bias == "qkv"
-    layout = {} if qwen2 else {"attention_bias": config.bias == "all"}
+    layout: dict[str, Any] = {} if qwen2 else {"attention_bias": config.bias == "all"}
     return (Qwen2Config if qwen2 else LlamaConfig)(
         vocab_size=config.vocab_size,
         hidden_size=config.hidden,

@@ -10,38 +10,33 @@ from torch import nn
 
 from fiducial.models.config import DecoderConfig
 
-STD = 0.02
-EMBEDDING_STD = 0.1  # of an untied embedding; a tied one is the head too: large, it makes tokens predict themselves
+EMBEDDING_STD = 0.5  # of an untied embedding
+TIED_STD = 0.02  # of one that is the head too, where large weights would make a token predict itself
 MARGIN = 4.0  # nats by which the previous-token head prefers its token: 1 / (1 + 2 exp(-4)) = 96 % of the weight
-COPY = 0.5  # size of what that head writes, relative to the embedding
 
 
 @torch.no_grad()
 def init_weights(model: nn.Module, config: DecoderConfig) -> None:
-    """Normal weights of standard deviation 0.02, zero biases, with these exceptions.
+    """Normal weights of standard deviation 1 / sqrt(inputs), zero biases, with these exceptions.
 
-    Residual outputs shrink with depth, as in GPT-2. Queries and keys have 1 / sqrt(hidden), so that heads begin with
-    preferences: from near-uniform attention, matching tokens takes twice as long to learn.
+    Residual outputs shrink with depth, as in GPT-2; the head has half, so that first guesses are nearly even. At the
+    widths this is for, GPT-2's fixed 0.02 learns far slower: after 1000 steps of chained sums, 48 % solved against 72 %.
     """
-    residual = ("o_proj.weight", "down_proj.weight")
     for name, parameter in model.named_parameters():
-        if name.endswith(residual):
-            nn.init.normal_(parameter, std=STD / math.sqrt(2 * config.layers))
-        elif name.endswith(("q_proj.weight", "k_proj.weight")):
-            nn.init.normal_(parameter, std=1 / math.sqrt(config.hidden))
-        elif name.endswith("embed_tokens.weight"):
-            nn.init.normal_(parameter, std=embedding_std(config))
-        elif parameter.ndim == 2:
-            nn.init.normal_(parameter, std=STD)
-        elif name.endswith("bias"):
-            nn.init.zeros_(parameter)
+        if parameter.ndim < 2:
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            continue
+        std = 1 / math.sqrt(parameter.shape[1])
+        if name.endswith("embed_tokens.weight"):
+            std = TIED_STD if config.tie else EMBEDDING_STD
+        elif name.endswith(("o_proj.weight", "down_proj.weight")):
+            std /= math.sqrt(2 * config.layers)
+        elif name.endswith("lm_head.weight"):
+            std /= 2
+        nn.init.normal_(parameter, std=std)
     if config.previous_token_head:
         previous_token_head(model.get_submodule("model.layers.0.self_attn"), config)
-
-
-def embedding_std(config: DecoderConfig) -> float:
-    """Standard deviation of the embedding's entries."""
-    return STD if config.tie else EMBEDDING_STD
 
 
 @torch.no_grad()
@@ -67,6 +62,4 @@ def previous_token_head(attention: Any, config: DecoderConfig) -> None:
     attention.k_proj.bias[:half][fast] = amplitude * frequencies.cos()
     attention.k_proj.bias[half:dim][fast] = amplitude * frequencies.sin()
     nn.init.orthogonal_(attention.v_proj.weight[:dim])
-    # An orthogonal slice of a normed embedding has length sqrt(head_dim), the embedding itself std * sqrt(hidden).
-    gain = COPY * embedding_std(config) * math.sqrt(config.hidden / dim)
-    nn.init.orthogonal_(attention.o_proj.weight[:, :dim], gain=gain)
+    nn.init.orthogonal_(attention.o_proj.weight[:, :dim])

@@ -18,8 +18,8 @@ def trace(model: CausalLM, tokenizer: Any, rollout: Rollout, k: int = 5) -> list
 
     `t` counts written tokens from 0; `prefix_ids_len` and `prefix_text` are the state it was written in; `action_id`
     and `action_text` the token; `prob`, `logprob`, `rank` (1: the likeliest) and `entropy` (nats) what the model
-    thought of it; `topk` the k likeliest tokens as {id, text, prob}, best first; `top_k_mass` their sum; `is_eos` whether it is
-    the tokenizer's stop token.
+    thought of it; `topk` the k likeliest tokens as {id, text, prob}, best first; `top_k_mass` their sum; `is_eos`
+    whether it is the tokenizer's stop token.
     """
     if not 1 <= k <= model.config.vocab_size:
         raise ValueError(f"k must be between 1 and the vocabulary's {model.config.vocab_size} tokens; it is {k}")

@@ -197,6 +197,7 @@ def load_model(
             hidden=new.hidden,
             layers=new.layers,
             heads=new.heads,
+            mlp=new.mlp or None,
             max_length=new.max_length,
             tie=new.tie,
             pad_id=tokenizer.pad_token_id,

@@ -1,8 +1,9 @@
 """Chained quantities in English, plain sums and products modulo m; and teachers who make mistakes.
 
-    Gus has 17. Dee has 8 more than Gus. Gus has 5 fewer than Ana. How many does Ana have?
+    Gus has 17. Dee has 8 more than Gus. Dee is 5 short of Ana. How many does Ana have?
 
-The last comparison is *reversed*: it says something of the known person, so its word "fewer" asks for an addition.
+The last comparison is *reversed*: it says something of the known person, so "short" asks for an addition. Children and
+adults get such sentences wrong far more often than the others (Lewis & Mayer 1987, doi:10.1037/0022-0663.79.4.363).
 Where most teachers slip, as in `slip`, the most likely line is wrong: imitation, even greedy, is no better than its
 teachers, while a verifier tells it from the right one.
 """
@@ -38,10 +39,15 @@ DIFFICULTY = {
     "steps": Setting(3, 1, 8, "computations from the first number to the answer"),
     "spread": Setting(0, 0, 7, "draw the steps from steps - spread to steps"),
     "max_number": Setting(99, 9, 9999, "no quantity is larger"),
+    "min_start": Setting(1, 1, 9999, "chain: the first number is at least this"),
+    "max_start": Setting(9999, 1, 9999, "chain: the first number is at most this"),
     "max_change": Setting(9, 2, 999, "chain: the largest number in 'N more' and 'N fewer', from 2"),
     "operations": Setting(4, 2, 6, f"chain: how many of {', '.join(OPERATIONS)}"),
     "reversed_fraction": Setting(
         0.25, 0.0, 1.0, "chain: share of more and fewer said of the person who is known already"
+    ),
+    "reversed_wording": Setting(
+        "ahead", doc="chain: 'Gus is 5 ahead of Ana', or 'Gus has 5 more than Ana'", choices=("ahead", "than")
     ),
     "branch_fraction": Setting(0.0, 0.0, 1.0, "chain: share of comparisons with any earlier person, not the last one"),
     "distractors": Setting(1, 0, 3, "chain: at most so many sentences that do not matter"),
@@ -103,7 +109,7 @@ def _chain(rng: Random, steps: int, settings: Mapping[str, Any]) -> tuple[str, d
     people = rng.sample(NAMES, 1 + steps + stray)
     people, strangers = people[: 1 + steps], people[1 + steps :]
     slots = sorted(rng.randint(1, steps) for _ in strangers)  # the step that a distractor precedes
-    values = {people[0]: rng.randint(1, settings["max_number"])}
+    values = {people[0]: rng.randint(settings["min_start"], min(settings["max_start"], settings["max_number"]))}
     given = dict(values)
     sentences, plan = [f"{people[0]} has {values[people[0]]}."], []
     for index in range(1, steps + 1):
@@ -149,11 +155,13 @@ def _phrase(
     if operation in ("more", "fewer"):
         amount = rng.randint(2, settings["max_change"])
         is_reversed = rng.random() < settings["reversed_fraction"]
-        subject, other = (known, who) if is_reversed else (who, known)
         adds = (operation == "more") != is_reversed
-        return f"{subject} has {amount} {operation} than {other}.", _step(
-            who, known, "+-"[not adds], amount, is_reversed
-        )
+        step = _step(who, known, "+-"[not adds], amount, is_reversed)
+        if not is_reversed:
+            return f"{who} has {amount} {operation} than {known}.", step
+        if settings["reversed_wording"] == "than":
+            return f"{known} has {amount} {operation} than {who}.", step
+        return f"{known} is {amount} {'ahead' if operation == 'more' else 'short'} of {who}.", step
     if operation == "together":
         second = rng.choice(list(values))
         return f"{who} has as many as {known} and {second} together.", _step(who, known, "+", second)
