@@ -50,6 +50,8 @@ class Lora:
 
 @dataclass(frozen=True)
 class Model:
+    """The policy (or the reward model), and the reference."""
+
     path: str = ""  # a Hugging Face folder
     new: NewModel | None = None  # or fresh weights: the table below
     ref: str = ""  # the frozen reference; empty: the policy as the run starts
@@ -61,6 +63,8 @@ class Model:
 
 @dataclass(frozen=True)
 class Data:
+    """Rows from a file, or problems and demonstrations of a task."""
+
     path: str = ""  # rows: JSONL, JSON, CSV, parquet, text, or a saved `datasets` folder
     eval_path: str = ""  # rows to evaluate on; empty: eval.n of path's, held out
     split: str = ""  # of a saved DatasetDict
@@ -81,6 +85,8 @@ class Data:
 
 @dataclass(frozen=True)
 class Optim:
+    """AdamW, and how a step's examples are cut into updates and passes."""
+
     lr: float = 1e-3  # peak learning rate of AdamW
     schedule: Literal["constant", "linear", "cosine"] = "constant"  # after the warm-up
     warmup: int = 0  # steps
@@ -96,6 +102,8 @@ class Optim:
 
 @dataclass(frozen=True)
 class Sampling:
+    """How completions are drawn, in training and in evaluation."""
+
     n: int = 8  # completions of each prompt
     temperature: float = 1.0  # the trained log-probs are taken at it too
     top_k: int = 0  # draw from the k likeliest tokens; 0: all
@@ -125,6 +133,8 @@ class Verdicts:
 
 @dataclass(frozen=True)
 class Eval:
+    """Measurement on what never trains."""
+
     every: int = 0  # steps; 0: only before and after
     n: int = 100  # problems, or rows held out
     k: int = 4  # completions of each problem
@@ -132,6 +142,8 @@ class Eval:
 
 @dataclass(frozen=True)
 class Checkpoint:
+    """When to save what --resume goes on from."""
+
     every: int = 0  # steps; 0: only at the end
     keep: int = 2  # newest checkpoints that stay
 

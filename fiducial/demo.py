@@ -1,7 +1,7 @@
-"""`make demo`: a model from random weights imitates sloppy teachers, then learns from verified answers what they got wrong.
+"""`make demo`: a model from random weights imitates sloppy teachers, then learns from verified answers.
 
-Settings were chosen on problems of the dev split (the recipes' own evaluation); what is reported here is measured on the
-test split, before and after, on the same problems with the same seeds.
+Settings were chosen on problems of the dev split (the recipes' own evaluation); what is reported here is measured on
+the test split, before and after, on the same problems with the same seeds.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ STORY = (
 CAVEATS = (
     "The verifier is exact and the problems are made by a program, so nothing here says how the method does where "
     "answers are judged less well.",
-    "The model had to find the right way by itself at least now and then: pass@8 before is high. Reinforcement of this "
-    "kind does not find what sampling never shows.",
-    "The teachers' shared mistake was put there on purpose, as a clean case of what imitation cannot mend, and worded so "
-    "that one word gives it away. Where the same words serve both kinds of sentence the policy turns far more slowly.",
+    "The model had to find the right way by itself at least now and then: pass@8 before is high. Reinforcement of "
+    "this kind does not find what sampling never shows.",
+    "The teachers' shared mistake was put there on purpose, as a clean case of what imitation cannot mend, and worded "
+    "so that one word gives it away. Where the same words serve both kinds of sentence the policy turns far more slowly.",
     "Problems one computation longer than those in training stay unsolved: nothing here is about longer reasoning.",
 )
 
@@ -120,6 +120,7 @@ def run(out: Path, seed: int) -> dict[str, Any]:
 
 
 def tell(line: str) -> None:
+    """A line for the person who waits."""
     print(line, file=sys.stderr, flush=True)
 
 

@@ -252,6 +252,9 @@ def solve_in_prose(prompt):
             known.setdefault(a, known[b] + difference)
         elif a in known:
             known.setdefault(b, known[a] - difference)
+        for c, number, word, d in re.findall(r"(\w+) is (\d+) (ahead|short) of (\w+)\.", prompt):
+            if c in known:
+                known.setdefault(d, known[c] - (int(number) if word == "ahead" else -int(number)))
         for c, factor, d in re.findall(r"(\w+) has (twice|half|three times) as many as (\w+)\.", prompt):
             if d in known:
                 known.setdefault(c, known[d] * {"twice": Fraction(2), "half": Fraction(1, 2), "three times": 3}[factor])

@@ -9,6 +9,7 @@ from fiducial.cli import show
 
 
 def main(argv: list[str]) -> int:
+    """Run the verb; returns the exit code."""
     parser = show.parser(
         "doctor",
         "Look at a recipe before it runs, or read a run and name what looks wrong, where, and what to do.",

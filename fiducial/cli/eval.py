@@ -69,6 +69,7 @@ def problems_of(
 
 
 def main(argv: list[str]) -> int:
+    """Run the verb; returns the exit code."""
     parser = show.parser(
         "eval",
         "Sample a model on a task and verify: pass@1, pass@k, maj@k with intervals, verdicts, lengths, diversity; or\n"

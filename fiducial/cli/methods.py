@@ -48,6 +48,7 @@ def page(name: str, method: Method) -> None:
 
 
 def main(argv: list[str]) -> int:
+    """Run the verb; returns the exit code."""
     parser = show.parser("methods", "The catalogue of methods, or one method's page.", "fiducial methods dpo")
     parser.add_argument("id", nargs="?", help="a method's id, or the path of your own file")
     args = parser.parse_args(argv)

@@ -7,6 +7,7 @@ from fiducial.methods import METHODS, lookup
 
 
 def main(argv: list[str]) -> int:
+    """Run the verb; returns the exit code."""
     parser = show.parser(
         "prove",
         "Run a method's own loss, and the trainer itself, on problems whose answer is known in closed form.",

@@ -6,6 +6,7 @@ from fiducial.cli import show
 
 
 def main(argv: list[str]) -> int:
+    """Run the verb; returns the exit code."""
     parser = show.parser(
         "replay",
         "Recompute a step of a run from its newest earlier checkpoint; compare tokens, rewards, log-probs, gradients.",

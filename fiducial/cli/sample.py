@@ -33,6 +33,7 @@ def prompts(args: Any) -> list[Prompt]:
 
 
 def main(argv: list[str]) -> int:
+    """Run the verb; returns the exit code."""
     parser = show.parser(
         "sample",
         "Completions of a prompt; --trace adds for each token the probabilities it was drawn from.",

@@ -24,6 +24,7 @@ def score_rows(reward: Reward, rows: Sequence[dict[str, Any]]) -> list[Score]:
 
 
 def main(argv: list[str]) -> int:
+    """Run the verb; returns the exit code."""
     parser = show.parser(
         "score",
         "Run one verifier or reward over rows; each row names `completion` and what the verifier needs.",

@@ -36,6 +36,7 @@ def add_decoding(made: argparse.ArgumentParser, max_new_tokens: int = 128) -> No
 
 
 def decoding(args: argparse.Namespace) -> Decoding:
+    """What the flags of `add_decoding` say."""
     return Decoding(args.max_new_tokens, args.temperature, args.top_k, args.top_p, args.min_p, tuple(args.stop))
 
 

@@ -10,6 +10,7 @@ from fiducial.data import tasks
 
 
 def entry(task: tasks.Task) -> dict[str, Any]:
+    """What `--json` gives of a task."""
     difficulty = {
         name: {"default": s.default, "low": s.low, "high": s.high, "choices": list(s.choices), "doc": s.doc}
         for name, s in task.difficulty.items()
@@ -28,6 +29,7 @@ def page(task: tasks.Task, n: int, seed: int, difficulty: dict[str, Any]) -> lis
 
 
 def main(argv: list[str]) -> int:
+    """Run the verb; returns the exit code."""
     parser = show.parser(
         "tasks",
         "Built-in and adapted tasks; with an id, sample problems, the worked trace and the verdict on it.",

@@ -29,6 +29,7 @@ def summary(folder: RunFolder, seconds: float) -> dict[str, Any]:
 
 
 def main(argv: list[str]) -> int:
+    """Run the verb; returns the exit code."""
     parser = show.parser(
         "train",
         "Run a recipe. Any of its settings is also a flag and wins over the file: --optim.lr 3e-4, --hparams.beta 0.2, "

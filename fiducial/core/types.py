@@ -32,7 +32,7 @@ class Score:
     verdict: Verdict
     why: str = ""
     parts: dict[str, Score] = field(default_factory=dict)  # the sources of a weighted combination
-    seconds: float = 0.0  # that judging took
+    seconds: float = field(default=0.0, compare=False)  # that judging took
 
     def __post_init__(self):
         judged = self.verdict in ("correct", "wrong")

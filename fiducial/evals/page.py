@@ -92,10 +92,12 @@ def details(title: str, body: str, shown: bool = False) -> str:
 
 
 def grid(parts: Sequence[str], kind: str = "") -> str:
+    """Parts side by side, as many in a row as there is room for."""
     return f'<div class="{f"grid {kind}".strip()}">' + "\n".join(parts) + "</div>" if parts else ""
 
 
 def panel(title: str, body: str, note: str = "") -> str:
+    """A framed part with a title and a line about it."""
     about = f'<div class="small">{text(note)}</div>' if note else ""
     return f'<div class="panel"><h3>{text(title)}</h3>{about}{body}</div>'
 
@@ -143,6 +145,7 @@ def bullets(items: Sequence[str]) -> str:
 
 
 def badge(verdict: str) -> str:
+    """A verdict as a coloured word."""
     kind = "good" if verdict in GOOD else "bad" if verdict in BAD else ""
     return f'<span class="badge {kind}">{text(verdict)}</span>'
 

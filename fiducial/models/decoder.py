@@ -50,6 +50,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
 
 
 class Attention(nn.Module):
+    """Causal self-attention with grouped heads and rotary positions."""
+
     def __init__(self, config: DecoderConfig, layer: int):
         super().__init__()
         self.layer, self.head_dim = layer, config.head_dim
@@ -88,6 +90,8 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
+    """Attention and feed-forward, each after a norm and added to the stream."""
+
     def __init__(self, config: DecoderConfig, layer: int):
         super().__init__()
         self.input_layernorm = nn.RMSNorm(config.hidden, eps=config.norm_eps)

@@ -220,4 +220,5 @@ def test_separable_pairs_grow_without_bound_unless_decayed():
     centred = separable_gap(800, center_coef=0.1)
     assert centred[0] > separable_gap(200, center_coef=0.1)[0] + 1
     assert abs(centred[1]) < 0.01 < abs(separable_gap(800)[1])
-    assert separable_gap(800, weight_decay=0.5)[0] == pytest.approx(separable_gap(1600, weight_decay=0.5)[0], abs=1e-3)
+    # AdamW moves a score by at most lr a step and decay takes lr x 0.5 of it back: each stays within 1 / 0.5
+    assert separable_gap(1600, weight_decay=0.5)[0] <= 4 < separable_gap(800)[0]
