@@ -42,7 +42,7 @@ CAVEATS = (
     "The model had to find the right way by itself at least now and then: pass@8 before is high. Reinforcement of "
     "this kind does not find what sampling never shows.",
     "The teachers' shared mistake was put there on purpose, as a clean case of what imitation cannot mend, and worded "
-    "so that one word gives it away. Where the same words serve both kinds of sentence the policy turns far more slowly.",
+    "so that one word gives it away. Where the same words serve both kinds of sentence the policy turns more slowly.",
     "Problems one computation longer than those in training stay unsolved: nothing here is about longer reasoning.",
 )
 
