@@ -61,9 +61,10 @@ class Held:
         prepare(a.run, a.method, a.parts, idle, batch, Meter())
         counts = runtime.add(count(batch))
         with torch.no_grad():
-            for _, micro in passes(a.parts, batch, torch.arange(batch.num_units), a.run.optim.rows_per_pass):
+            for chunk, micro in passes(a.parts, batch, torch.arange(batch.num_units), a.run.optim.rows_per_pass):
                 loss, out, tensors = objective(a.run, a.method, a.parts, micro, counts)
-                measure(a.run, a.method, tensors, out, micro, loss, meter)
+                if len(chunk) and mine:  # else a stand-in
+                    measure(a.run, a.method, tensors, out, micro, loss, meter)
         meter.add("loss", 0.0, 1.0 / runtime.world)
         metrics = {f"eval/{name}": value for name, value in meter.reduce(runtime).items()}
         for name in ACCURACIES:

@@ -241,8 +241,8 @@ def update(
                 "that are not finite, or optim.lr is too high; `fiducial replay RUN --step N` repeats the step"
             )
         (loss * runtime.world).backward()  # FSDP averages over ranks; our counts are already global
-        measure(run, method, tensors, out, micro, loss, meter)
-        if len(chunk):
+        if len(chunk):  # else a stand-in
+            measure(run, method, tensors, out, micro, loss, meter)
             where = torch.cat([chunk, chunk + batch.num_units]) if batch.pairs else chunk
             value = out["scores"] if "scores" in out else sequence_sum(out["logprobs"], micro.mask)
             rows[where] = value.detach().double().cpu()
