@@ -166,6 +166,10 @@ class Dataset:
     def __iter__(self) -> Iterator[Item]:
         return (self[j] for j in range(len(self)))
 
+    def row(self, j: int) -> int:
+        """The number of the row that example `j` comes from."""
+        return self._rows[j]
+
     def where(self, j: int) -> str:
         """The place in the file of example `j`."""
         return self.source.where(self._rows[j])

@@ -364,7 +364,7 @@ def data_is_cut(run: Evidence) -> Iterator[Finding]:
     if sum(counted.values()) > 0.01 * (run.data.get("rows") or 1):
         told = ", ".join(f"{reason} {number:,}" for reason, number in counted.items())
         what = f"{sum(counted.values()):,} of {run.data['rows']:,} rows were skipped: {told}"
-        yield Finding("info", what, "data.json", "fiducial data inspect shows the first of each")
+        yield Finding("info", what, "data.json", "data.json names the first of each")
 
 
 RULES: tuple[Callable[[Evidence], Iterator[Finding]], ...] = (

@@ -160,12 +160,18 @@ def encoder(tokenizer: Any, whole: bool = True) -> Callable[[Example], list[Enco
 
 
 def split(run: Run, data: Dataset, own_source: bool) -> tuple[list[int] | None, list[int]]:
-    """Which rows train (None: all) and which are held out: `eval.n` at random, at most a fifth, from the run's seed."""
-    if own_source or run.method == "" or data.kind == "problems" and not own_source and run.eval.every == 0:
+    """Which examples train (None: all) and which are held out: those of about `eval.n` rows, at most a fifth.
+
+    A row's lot is drawn from the seed and its number in the file alone, so a reward model, say, is measured on rows
+    that the policy it began as never saw either, if both runs hold out from one file with one seed.
+    """
+    if own_source or len(data) < 5:
         return None, []
-    number = min(run.eval.n, len(data) // 5)
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(mix(run.seed, "held out"))).tolist()
-    return sorted(order[number:]), sorted(order[:number])
+    lots = [mix(run.seed, "held out", data.row(j)) for j in range(len(data))]
+    share = min(run.eval.n / len(data.source), 0.2)
+    limit = max(int(share * 2**63), min(lots) + 1)  # at least one
+    held = [j for j, lot in enumerate(lots) if lot < limit]
+    return [j for j, lot in enumerate(lots) if lot >= limit], held
 
 
 # -- models ------------------------------------------------------------------------------------------------------------
