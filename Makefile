@@ -21,8 +21,8 @@ help:
 setup: $(STAMP)
 
 $(STAMP):
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Fiducial needs Python 3.11 or newer: make PYTHON=python3.12")'
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Fiducial needs Python 3.11 or newer: make PYTHON=python3.12")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet uv
 	@# torch first and alone: anything that asked for it by a range would bring gigabytes of CUDA
 	$(if $(FIND_LINKS),$(BIN)/python -m pip install --quiet -r constraints.txt,$(BIN)/uv pip install --quiet --python $(BIN)/python --torch-backend=$(TORCH_BACKEND) -r constraints.txt)
@@ -45,7 +45,9 @@ test-all: lint
 	$(QUICK) -m ''
 
 docs: setup
-	$(BIN)/python docs/build.py
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt $(foreach F,$(FIND_LINKS),--find-links $(F)) -e '.[docs]'
+	$(BIN)/python docs/generate.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 clean:
 	rm -rf .venv build site
