@@ -218,7 +218,7 @@ class RunFolder:
                     file.flush()
                     os.fsync(file.fileno())
                 temporary.replace(path)
-                _sync_folder(path.parent)
+                sync_folder(path.parent)
             finally:
                 temporary.unlink(missing_ok=True)
         return path
@@ -319,7 +319,8 @@ def _write_all(handle: int, data: bytes) -> None:
         view = view[os.write(handle, view) :]
 
 
-def _sync_folder(path: Path) -> None:
+def sync_folder(path: Path) -> None:
+    """Return when the names in a folder are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

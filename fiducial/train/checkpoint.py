@@ -22,6 +22,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from fiducial.store import sync_folder
 from fiducial.train.learner import Learner
 from fiducial.train.loop import State, TrainingError
 
@@ -72,7 +73,7 @@ class Checkpoints:
             _write_synced(beside / "manifest.json", json.dumps(manifest, indent=1))
             shutil.rmtree(target, ignore_errors=True)
             os.replace(beside, target)
-            _sync_folder(self.folder)
+            sync_folder(self.folder)
         except (OSError, RuntimeError) as error:  # torch wraps a failed write in a RuntimeError
             shutil.rmtree(beside, ignore_errors=True)
             raise TrainingError(
@@ -129,11 +130,3 @@ def _write_synced(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
