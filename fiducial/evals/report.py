@@ -113,7 +113,7 @@ def key_changes(rows: Rows) -> list[Change]:
         if name == "loss" and "reward" in logged:
             continue  # a policy gradient's loss says nothing of how good the policy is
         name = _largest_k(name.removesuffix("*"), logged) if name.endswith("*") else name
-        if name in logged and name not in chosen:
+        if name in logged and name not in chosen and f"eval/{name}" not in chosen:  # held out says more
             chosen.append(name)
     changes = [change_of(rows, name) for name in chosen]
     return [change for change in changes if change][:MAX_CARDS]
