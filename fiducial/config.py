@@ -161,7 +161,7 @@ class Run:
     model: Model = Model()
     data: Data = Data()
     hparams: dict[str, Any] = field(default_factory=dict)  # the method's own: `fiducial methods ID`
-    kl: KL | None = None  # None: the method's own
+    kl: dict[str, Any] | KL = field(default_factory=dict)  # weight, estimator, place: over the method's own
     optim: Optim = Optim()
     sampling: Sampling = Sampling()
     reward: str | dict[str, float] = ""  # a verifier, "file.py:function", or names and weights; empty: the task's
@@ -171,7 +171,14 @@ class Run:
     tensorboard: bool = False  # also write event files
 
     def record(self) -> Method:
+        """The method's record."""
         return lookup(self.method)
+
+    @property
+    def penalty(self) -> KL:
+        """The KL term of a resolved run."""
+        assert isinstance(self.kl, KL)
+        return self.kl
 
     def resolved(self) -> Run:
         """The same run with the method's own settings filled in. RecipeError says what is wrong with it."""
@@ -182,7 +189,7 @@ class Run:
             run = replace(
                 self,
                 hparams=method.settings(self.hparams),
-                kl=self.kl or method.kl,
+                kl=self.kl if isinstance(self.kl, KL) else from_table(KL, {**vars(method.kl), **self.kl}, "kl"),
                 per=self.per or method.per,
                 constant=self.constant or float(self.sampling.max_new_tokens),
             )
@@ -223,6 +230,11 @@ def _check(run: Run, method: Method) -> None:
         (
             bool(run.model.path or run.model.new),
             "the recipe has no model: give model.path, or [model.new] for fresh weights",
+        ),
+        (not run.penalty.weight or method.learns == "policy", f"{method.name} trains no policy: [kl] does not apply"),
+        (
+            not run.penalty.weight or method.feed == "groups" or run.penalty.place == "loss",
+            f"{method.name} has no rewards to put a KL in: set kl.place = 'loss'",
         ),
         (method.feed == "groups" or not run.reward, f"{method.name} learns from {method.feed} and takes no reward"),
         (method.per == "row" or run.per != "row", f"{method.name}'s loss is per token: per = 'row' does not fit"),

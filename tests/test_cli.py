@@ -218,6 +218,7 @@ def test_bad_recipes(capsys, tmp_path, name):
         (["extra"], "'extra' is not a flag"),
         (["--kl.estimator", "k9"], "kl.estimator must be one of"),
         (["--per", "token"], "one number a row"),
+        (["--kl.weight", "0.1", "--kl.place", "reward"], "dpo has no rewards to put a KL in"),
     ],
 )
 def test_bad_flags(capsys, tmp_path, flags, message):
@@ -264,6 +265,28 @@ def test_a_second_run_in_a_used_folder_is_refused(capsys, tmp_path, trained):
     changed = recipe(tmp_path, SFT.replace("batch = 4", "batch = 5"))
     code, _, err = run(capsys, "train", changed, "--out", str(trained), "--resume")
     assert code == 2 and "started with another optim" in err
+    more_held = recipe(tmp_path, SFT.replace("[eval]\nn = 4", "[eval]\nn = 6"))  # other rows would train
+    code, _, err = run(capsys, "train", more_held, "--out", str(trained), "--resume")
+    assert code == 2 and "started with another eval" in err
+
+
+def test_a_longer_run_goes_on_and_replays(capsys, tmp_path):
+    out = str(tmp_path / "r")
+    path = recipe(tmp_path, SFT)
+    assert run(capsys, "train", path, "--out", out)[0] == 0
+    assert run(capsys, "train", path, "--out", out, "--resume", "--steps", "4")[0] == 0
+    assert RunFolder(out).read_config()["steps"] == 4
+    code, out_text, _ = run(capsys, "replay", out, "--step", "4", "--json")
+    assert code == 0 and json.loads(out_text)["max_grad_error"] == 0
+
+
+def test_a_kl_table_overrides_only_what_it_says(tmp_path):
+    """rloo's own KL is k1 in the reward: a new weight must not move it into the loss."""
+    from fiducial.config import read_recipe
+
+    text = "method = 'rloo'\ntask = 'arith'\n[kl]\nweight = 0.02\n" + NEW
+    kl = read_recipe(recipe(tmp_path, text)).resolved().penalty
+    assert (kl.weight, kl.estimator, kl.place) == (0.02, "k1", "reward")
 
 
 def test_a_folder_in_use_is_refused(capsys, tmp_path):

@@ -18,7 +18,7 @@ FORBIDDEN = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("method", METHODS.values(), ids=str)
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_losses_and_credit_ask_for_glossary_names(method):
     assert set(method.needs) <= set(GLOSSARY)
     assert set(method.credit_needs) <= set(GLOSSARY)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fiducial.core.method import Running
 
-ZERO_STD = 1e-8  # a group with less spread than this carries no signal; dividing would blow up its noise
+ZERO_STD = 1e-8  # a group with less spread than this, relative to its rewards, agrees: dividing would blow up noise
 
 
 def group_sum(x: Tensor, group: Tensor) -> Tensor:
@@ -37,13 +37,14 @@ def leave_one_out(rewards: Tensor, group: Tensor, *, normalize_adv: bool = False
     >>> leave_one_out(torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0, 0, 0]))
     tensor([ 1.0000, -0.5000, -0.5000])
     """
-    size = group_sum(torch.ones_like(rewards), group)
-    others = (group_sum(rewards, group) - rewards) / (size - 1).clamp(min=1)
-    advantages = torch.where(size > 1, rewards - others, 0.0)
+    exact = rewards.double()
+    size = group_sum(torch.ones_like(exact), group)
+    others = (group_sum(exact, group) - exact) / (size - 1).clamp(min=1)
+    advantages = torch.where(size > 1, exact - others, 0.0)
     if normalize_adv:
         std = advantages.std(unbiased=False) if len(advantages) else advantages.sum()
         advantages = torch.where(std < ZERO_STD, 0.0, advantages / std.clamp(min=ZERO_STD))
-    return advantages
+    return advantages.to(rewards.dtype)
 
 
 def group_normalized(rewards: Tensor, group: Tensor, *, std: str = "population", std_epsilon: float = 1e-4) -> Tensor:
@@ -55,16 +56,19 @@ def group_normalized(rewards: Tensor, group: Tensor, *, std: str = "population",
     >>> group_normalized(torch.tensor([1.0, 0.0, 0.0, 0.0]), torch.zeros(4, dtype=torch.long), std_epsilon=0.0)
     tensor([ 1.7321, -0.5774, -0.5774, -0.5774])
     """
-    centred = rewards - group_mean(rewards, group)
+    exact = rewards.double()  # in float32 seven rewards of 7.3 have a mean that is none of them
+    mean = group_mean(exact, group)
+    centred = exact - mean
+    size = group_sum(torch.ones_like(exact), group)
+    own = (group_sum(centred.square(), group) / size).sqrt()
     if std == "none":
-        return centred
-    if std == "batch":
-        spread = (rewards - rewards.mean()).square().mean().sqrt().expand_as(rewards)
+        spread, std_epsilon = torch.ones_like(exact), 0.0
+    elif std == "batch":
+        spread = (exact - exact.mean()).square().mean().sqrt().expand_as(exact)
     else:
-        size = group_sum(torch.ones_like(rewards), group)
-        divisor = size if std == "population" else (size - 1).clamp(min=1)
-        spread = (group_sum(centred.square(), group) / divisor).sqrt()
-    return torch.where(spread < ZERO_STD, 0.0, centred / (spread + std_epsilon).clamp(min=ZERO_STD))
+        spread = own if std == "population" else own * (size / (size - 1).clamp(min=1)).sqrt()
+    agrees = own <= ZERO_STD * mean.abs().clamp(min=1)
+    return torch.where(agrees, 0.0, centred / (spread + std_epsilon).clamp(min=ZERO_STD)).to(rewards.dtype)
 
 
 def _reinforce(

@@ -18,8 +18,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-LOG_RATIO_LIMIT = 20.0  # beyond this exp() loses meaning in float32
-K3_LIMIT = 10.0  # one token's share of a float32 loss; exact work in float64 goes without
+# Limits in float32 only: exact work in float64 goes without.
+LOG_RATIO_LIMIT = 20.0  # beyond this exp() loses meaning
+K3_LIMIT = 10.0  # what one token may add to a loss
 
 
 def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: str) -> Tensor:
@@ -29,7 +30,9 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: str) -> Tenso
     >>> [round(float(kl_estimate(l, torch.zeros(1), k)), 4) for k in ("k1", "k2", "k3")]
     [0.5, 0.125, 0.1065]
     """
-    log_ratio = (logprobs - ref_logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    log_ratio, exact = logprobs - ref_logprobs, logprobs.dtype == torch.float64
+    if not exact:
+        log_ratio = log_ratio.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
     k2 = log_ratio.square() / 2
     if estimator == "k1":
         return log_ratio
@@ -38,7 +41,7 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: str) -> Tenso
     if estimator == "k1+":
         return k2 + (log_ratio - k2).detach()
     k3 = torch.expm1(-log_ratio) + log_ratio
-    if k3.dtype != torch.float64:
+    if not exact:
         k3 = k3.clamp(max=K3_LIMIT)
     if estimator == "k3":
         return k3

@@ -58,6 +58,8 @@ def total(loss: Tensor, mask: Tensor, weight: Tensor, per: Per, counts: Counts, 
     [2.3333332538604736, 2.75, 3.5]
     """
     if per == "row":
+        if loss.shape != weight.shape:
+            raise ValueError(f"per = 'row' wants one number per row, {tuple(weight.shape)}; it is {tuple(loss.shape)}")
         return (loss * weight).sum() / max(counts.rows, 1e-12)
     if loss.ndim != 2:
         raise ValueError(f"per = {per!r} averages over tokens, but the loss has shape {tuple(loss.shape)}: use 'row'")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
@@ -57,6 +58,8 @@ def assemble(
     `tokenizer_folder` is where a fresh tokenizer is kept, so that a resumed run reads with the same one.
     """
     method = run.record()
+    if run.optim.batch < runtime.world:
+        raise RecipeError(f"optim.batch = {run.optim.batch}: {runtime.world} processes need an example each")
     source, held_source = sources(run, method, "train"), sources(run, method, "dev")
     model, tokenizer = load_model(run, method, source, tokenizer_folder, runtime)
     data = read(run, method, source, tokenizer, model)
@@ -195,8 +198,11 @@ def load_model(
         tokenizer = models.load_tokenizer(folder)
     else:
         tokenizer = models.train_tokenizer(texts(source), new.tokenizer, new.vocab_size)
-        if folder is not None and runtime.first:
-            tokenizer.save_pretrained(str(folder))
+        if folder is not None and runtime.first:  # at once: a run that is killed here must find all of it or nothing
+            beside = folder.with_name(f".{folder.name}")
+            shutil.rmtree(beside, ignore_errors=True)
+            tokenizer.save_pretrained(str(beside))
+            beside.rename(folder)
     model = models.new(
         models.DecoderConfig(
             vocab_size=len(tokenizer),
@@ -253,8 +259,7 @@ def reference(
     run: Run, method: Method, policy: Any, tokenizer: Any, temperature: float, runtime: Runtime
 ) -> Callable[[Tokens, bool], dict[str, Tensor]] | None:
     """The frozen reference, if loss or KL ask for one: the policy as it starts, or the recipe's `model.ref`."""
-    assert run.kl is not None
-    if not (run.kl.weight > 0 or any(name.startswith("ref_") for name in method.needs)):
+    if not (run.penalty.weight > 0 or any(name.startswith("ref_") for name in method.needs)):
         return None
     without_adapter: Any = nullcontext
     if run.model.lora.rank:

@@ -32,9 +32,11 @@ _NAME = re.compile(r"step-(\d+)")
 
 def collect(learner: Learner, state: State) -> dict[str, Any]:
     """All that a run needs to go on, gathered from all ranks. Random draws are functions of the step: none to save."""
+    # Before its first step an optimizer has no state, and asking torch for it makes some: AdamW would count a step.
+    begun = bool(state.optimizer.state)
     return {
         "model": get_model_state_dict(learner, options=_WHOLE),
-        "optimizer": get_optimizer_state_dict(learner, state.optimizer, options=_WHOLE),
+        "optimizer": get_optimizer_state_dict(learner, state.optimizer, options=_WHOLE) if begun else {},
         "credit": state.credit,
         "step": state.step,
     }
@@ -43,7 +45,8 @@ def collect(learner: Learner, state: State) -> dict[str, Any]:
 def restore(learner: Learner, state: State, saved: dict[str, Any]) -> None:
     """Put a run back where `collect` found it, on any number of ranks."""
     set_model_state_dict(learner, saved["model"], options=_WHOLE)
-    set_optimizer_state_dict(learner, state.optimizer, saved["optimizer"], options=_WHOLE)
+    if saved["optimizer"]:
+        set_optimizer_state_dict(learner, state.optimizer, saved["optimizer"], options=_WHOLE)
     state.credit, state.step = saved["credit"], saved["step"]
 
 

@@ -137,8 +137,7 @@ def passes(parts: Parts, batch: Tokens, units: Tensor, size: int) -> Iterator[tu
 @torch.no_grad()
 def prepare(run: Run, method: Method, parts: Parts, state: State, batch: Tokens, meter: Meter) -> None:
     """Add to the batch what must be known before any gradient: reference and old log-probs, then advantages."""
-    kl, needs = run.kl, method.needs
-    assert kl is not None
+    kl, needs = run.penalty, method.needs
     in_reward = kl.weight > 0 and kl.place == "reward" and method.feed == "groups"
     several = run.optim.epochs * run.optim.minibatches > 1
     want_old = (several and "old_logprobs" in needs) or in_reward
@@ -171,7 +170,7 @@ def prepare(run: Run, method: Method, parts: Parts, state: State, batch: Tokens,
         penalty = kl.weight * torch.where(batch.mask, per_token["kl"], 0.0) if in_reward else None
         batch.extra["advantages"] = advantages(method, run, parts.runtime, state, batch, penalty)
         if in_reward:
-            meter.add("kl", batch.weight @ sequence_sum(per_token["kl"], batch.mask), count(batch).tokens)
+            meter.mean("kl", torch.where(batch.mask, per_token["kl"], 0.0), batch.mask * batch.weight[:, None])
 
 
 def token_kl(estimator: str, out: dict[str, Tensor], ref: dict[str, Tensor], batch: Tokens) -> Tensor:
@@ -262,8 +261,7 @@ def objective(
     run: Run, method: Method, parts: Parts, micro: Tokens, counts: Counts
 ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
     """This micro-batch's part of the step's scalar loss, the learner's output, and the tensors that the loss saw."""
-    kl, needs = run.kl, method.needs
-    assert kl is not None
+    kl, needs = run.penalty, method.needs
     in_loss = kl.weight > 0 and kl.place == "loss"
     full = in_loss and kl.estimator == "full"
     out = parts.learner(micro, full or "logits" in needs)

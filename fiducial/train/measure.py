@@ -96,7 +96,7 @@ def measure(
         meter.total("num_tokens", batch.mask.sum())
     if "kl" in tensors:
         meter.mean("kl", tensors["kl"], token_weight)
-        if run.kl and run.kl.estimator.startswith("k3"):
+        if run.penalty.estimator.startswith("k3"):
             meter.mean("kl/clamped", (tensors["kl"] >= K3_LIMIT).double(), token_weight)
     if batch.pairs:
         measure_pairs(run, tensors, out, batch, meter)

@@ -20,7 +20,7 @@ def replay(path: str | Path, step: int) -> dict[str, Any]:
     RecipeError if the folder holds no such step, or none of its earlier checkpoints is whole.
     """
     folder = RunFolder(path)
-    run: Run = from_table(Run, folder.read_config())
+    run: Run = from_table(Run, folder.read_config()).resolved()
     told = next((entry for entry in folder.read_journal() if entry["step"] == step), None)
     if told is None:
         raise RecipeError(f"{folder.path} has no step {step}: its journal ends at step {folder.last_step()}")

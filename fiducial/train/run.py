@@ -24,7 +24,7 @@ from fiducial.train.loop import Report, State, make_optimizer, steps
 from fiducial.train.preflight import preflight
 from fiducial.train.runtime import Runtime
 
-MAY_CHANGE = {"steps", "eval", "checkpoint", "tensorboard"}  # what --resume may set anew without changing the past
+MAY_CHANGE = {"steps", "checkpoint", "tensorboard"}  # what --resume may set anew without changing the past
 SAMPLES = 6  # held-out completions kept for the report
 
 
@@ -64,12 +64,15 @@ def _open(folder: RunFolder, run: Run, resume: bool, runtime: Runtime) -> None:
     if resume and folder.holds_run:
         before, now = folder.read_config(), run.to_json()
         changed = [key for key in now if key not in MAY_CHANGE and now[key] != before.get(key)]
+        if changed == ["eval"] and now["eval"]["n"] == before["eval"]["n"]:  # eval.n decides which rows train
+            changed = []
         if run.optim.schedule != "constant" and now["steps"] != before.get("steps"):
             changed.append("steps (the learning rate's schedule ends there)")
         if changed:
-            raise RecipeError(
-                f"{folder.path} was started with another {', '.join(changed)}: resume with the same recipe"
-            )
+            names = ", ".join(changed)
+            raise RecipeError(f"{folder.path} was started with another {names}: resume with the same recipe")
+        if runtime.first:
+            folder.write_json("config.json", {**now, **folder.provenance()})
     elif runtime.first:
         folder.create(run.to_json())
     runtime.wait()

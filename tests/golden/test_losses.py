@@ -259,3 +259,18 @@ def test_masked_logprobs_are_token_logprobs_where_they_are_wanted():
     torch.testing.assert_close(found, expected)
     best = torch.nn.functional.pad(logits[:, :-1].argmax(-1) == ids[:, 1:], (1, 0))
     assert (hits == (best & mask)).all()
+
+
+@pytest.mark.parametrize("value", [0.1, 7.3, 100.3, 1234.5678, -0.7])
+@pytest.mark.parametrize("std", ["population", "sample", "batch", "none"])
+def test_equal_rewards_in_float32_give_exactly_zero(value, std):
+    """The mean of seven 7.3s is none of them in float32: its rounding must not be divided by itself."""
+    rewards, group = torch.full((7,), value), torch.zeros(7, dtype=torch.long)
+    assert credit.group_normalized(rewards, group, std=std, std_epsilon=1e-6).tolist() == [0.0] * 7
+    assert credit.leave_one_out(rewards, group).abs().max() < 1e-12
+
+
+def test_a_row_loss_of_the_wrong_shape_is_refused():
+    """[3, 1] times [3] would broadcast to nine terms."""
+    with pytest.raises(ValueError, match="one number per row"):
+        total(torch.ones(3, 1), torch.ones(3, 2).bool(), torch.ones(3), "row", Counts(3, 3, 3))

@@ -235,3 +235,20 @@ def test_a_failed_write_leaves_the_earlier_ones(tmp_path, monkeypatch):
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-000001"]
     found, passed = checkpoints.newest()
     assert found is not None and found["step"] == 1 and not passed
+
+
+def test_saving_before_the_first_step_leaves_the_optimizer_alone():
+    """torch fills an empty optimizer's state by a step of its own; AdamW's first update must stay lr x sign(g)."""
+    from fiducial.config import Optim, Run
+    from fiducial.exact.tables import SoftmaxTable
+    from fiducial.train.checkpoint import collect, restore
+    from fiducial.train.learner import Learner
+    from fiducial.train.loop import State, make_optimizer
+
+    model = SoftmaxTable(torch.zeros(1, 2))
+    learner = Learner(model)
+    state = State(make_optimizer(Run(optim=Optim(lr=0.1)), learner))
+    restore(learner, state, collect(learner, state))
+    model.theta.grad = torch.ones_like(model.theta)
+    state.optimizer.step()
+    torch.testing.assert_close(model.theta.detach(), torch.full((1, 2), -0.1).double(), atol=1e-8, rtol=0)
