@@ -8,6 +8,7 @@ nothing is sampled.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
@@ -119,6 +120,8 @@ def value_and_gradient(run: Run, method: Method, parts: Parts, batch: Tokens, si
     whole = size >= batch.num_units  # then as it is: `select` would cut padding off
     for units in torch.arange(batch.num_units).split(size):
         loss, _, _ = objective(run, method, parts, batch if whole else batch.select(units), counts)
+        if not loss.requires_grad:
+            raise ValueError(f"{method.name}'s loss has no gradient: it must depend on the policy's tensors")
         loss.backward()
         value += float(loss.detach())
     gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parts.learner.parameters()]
@@ -172,7 +175,8 @@ def battery(method: Method) -> Iterator[Check]:
 
     def same(name: str, other: Tokens, size: int = everything) -> Check:
         other_value, other_gradient = value_and_gradient(run, method, parts, other, size)
-        error = max(abs(value - other_value), float((gradient - other_gradient).abs().max()))
+        gaps = torch.cat([(gradient - other_gradient).abs(), torch.tensor([value - other_value]).abs()])
+        error = float(gaps.max())  # NaN where anything is NaN
         return Check(method.name, name, error, CUT_BOUND)
 
     yield Check(method.name, "gradient is that of the value", *_differences(run, method, parts, batch, gradient))
@@ -186,13 +190,19 @@ def battery(method: Method) -> Iterator[Check]:
     yield Check(method.name, "finite for log-probs to -1e4 in float32", _overflow(method, run), 0.0)
     if method.feed == "pairs":
         yield Check(method.name, "from a tie the chosen side rises", _falls(method, run), 0.0)
+    if method.per != "row" and "logprobs" in method.needs:
+        name = "a rewarded token rises, a punished one falls" if method.feed == "groups" else "an imitated token rises"
+        yield Check(method.name, name, _wrong_way(method, run), 0.0)
 
 
 def _differences(run: Run, method: Method, parts: Parts, batch: Tokens, gradient: Tensor) -> tuple[float, float]:
     """Largest gap between the gradient and central differences of the value, and the bound: h^2 truncation, float64."""
     (parameter,) = parts.learner.parameters()
     flat, h, worst = parameter.data.view(-1), 1e-5, 0.0
-    for i in gradient.nonzero()[:, 0].tolist():
+    if not bool(gradient.isfinite().all()):
+        return float("nan"), 1e-7
+    slopes = (gradient != 0) | (torch.arange(len(gradient)) % 7 == 0)  # and some that claim to be flat
+    for i in slopes.nonzero()[:, 0].tolist():
         sides = []
         for shift in (h, -2 * h):
             flat[i] += shift
@@ -254,7 +264,24 @@ def _falls(method: Method, run: Run) -> float:
     method.call_loss(tensors, run.hparams).sum().backward()
     up = sum(-x.grad for name, x in tensors.items() if name.startswith("chosen_") and x.grad is not None)
     down = sum(x.grad for name, x in tensors.items() if name.startswith("rejected_") and x.grad is not None)
-    return max(0.0, -float(up + down)) if float(up + down) != 0 else 1.0
+    push = float(up + down)
+    return push if math.isnan(push) else max(0.0, -push) if push != 0 else 1.0
+
+
+def _wrong_way(method: Method, run: Run) -> float:
+    """How much a per-token loss pushes a token the wrong way, on policy, for advantages of 1 and -1."""
+    wrong = 0.0
+    for sign in (1.0, -1.0) if method.feed == "groups" else (1.0,):
+        tensors = {name: torch.full((1, 1), -1.5).double() for name in method.needs}
+        tensors |= {"mask": torch.ones(1, 1).bool(), "advantages": torch.full((1, 1), sign).double()}
+        tensors["logprobs"] = torch.full((1, 1), -1.5, dtype=torch.float64, requires_grad=True)
+        if "logits" in tensors or "ref_logits" in tensors:
+            return 0.0  # a whole distribution has no such direction
+        method.call_loss(tensors, run.hparams).sum().backward()
+        slope = tensors["logprobs"].grad
+        push = 0.0 if slope is None else -sign * float(slope)
+        wrong = max(wrong, push if math.isnan(push) else 1.0 if push == 0 else -push)
+    return wrong
 
 
 # -- closed forms ------------------------------------------------------------------------------------------------------

@@ -61,8 +61,8 @@ class RunFolder:
         """Whether a run was started here."""
         return (self.path / "config.json").exists() or self.metrics.exists() or self.checkpoints.exists()
 
-    def create(self, config: dict[str, Any]) -> RunFolder:
-        """Start a run here: make the folder and write config.json. ValueError if it already holds a run."""
+    def refuse_used(self) -> None:
+        """ValueError if the folder already holds a run, or is none."""
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"{self.path} is a file: choose another --out")
         if self.holds_run:
@@ -71,6 +71,10 @@ class RunFolder:
             raise ValueError(
                 f"{self.path} already holds a run ({done}): add --resume to go on, or choose another --out"
             )
+
+    def create(self, config: dict[str, Any]) -> RunFolder:
+        """Start a run here: make the folder and write config.json. ValueError if it already holds a run."""
+        self.refuse_used()
         with self._explained("create"):
             self.path.mkdir(parents=True, exist_ok=True)
         self.write_json("config.json", {**config, "versions": versions(), "commit": commit()})

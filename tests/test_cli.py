@@ -384,3 +384,46 @@ def test_unknown_verb_and_verifier(capsys, tmp_path):
     (tmp_path / "x.jsonl").write_text('{"completion": "1"}\n')
     code, _, err = run(capsys, "score", "nume", str(tmp_path / "x.jsonl"))
     assert code == 2 and "there is no verifier 'nume'" in err
+
+
+def test_a_refused_run_does_not_hold_up_the_next(capsys, tmp_path):
+    bad = SFT.replace("{steps = 1}", "{steps = 0}")
+    assert run(capsys, "train", recipe(tmp_path, bad), "--out", str(tmp_path / "r"))[0] == 2
+    assert run(capsys, "train", recipe(tmp_path, SFT), "--out", str(tmp_path / "r"))[0] == 0
+
+
+def test_python_trains_again_and_again(tmp_path):
+    import fiducial
+    import fiducial.prove  # which imports the package that shares the function's name
+
+    for i in range(2):
+        path = fiducial.train(recipe(tmp_path, SFT), out=tmp_path / str(i), show=False, tell=lambda line: None)
+        assert (path / "model" / "config.json").exists()
+
+
+def test_resuming_from_nothing_but_damage_is_refused(capsys, tmp_path):
+    out = tmp_path / "r"
+    assert run(capsys, "train", recipe(tmp_path, SFT), "--out", str(out))[0] == 0
+    weights = (out / "model" / "model.safetensors").read_bytes()
+    for state in (out / "checkpoints").glob("*/state.pt"):
+        state.write_bytes(b"cut")
+    code, _, err = run(capsys, "train", recipe(tmp_path, SFT), "--out", str(out), "--resume")
+    assert code == 2 and "is whole" in err and (out / "model" / "model.safetensors").read_bytes() == weights
+
+
+def test_a_loss_that_takes_the_mean_is_told(capsys, tmp_path):
+    (tmp_path / "mean.py").write_text(
+        "from fiducial.core.method import Method\n"
+        "def mean(logprobs):\n    return -logprobs.mean()\n"
+        "METHOD = Method(paper='', feed='demos', loss=mean, per='token')\n"
+    )
+    code, _, err = run(capsys, "prove", str(tmp_path / "mean.py"))
+    assert code == 2 and "a loss is unreduced" in err
+
+
+def test_unwanted_rows_are_not_imitated(capsys, tmp_path):
+    rows = [{"prompt": f"say {i}", "completion": "yes", "label": i % 2 == 0} for i in range(20)]
+    path = pairs_file(tmp_path, rows)
+    text = f"method = 'sft'\nsteps = 1\n[data]\npath = '{path}'\n[optim]\nbatch = 4\n" + NEW
+    code, _, err = run(capsys, "train", recipe(tmp_path, text), "--out", str(tmp_path / "r"))
+    assert code == 0 and "10 of 20 rows used" in err and "skipped 10 unwanted" in err

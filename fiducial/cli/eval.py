@@ -73,7 +73,7 @@ def main(argv: list[str]) -> int:
     parser = show.parser(
         "eval",
         "Sample a model on a task and verify: pass@1, pass@k, maj@k with intervals, verdicts, lengths, diversity; or\n"
-        "measure a reward model on pairs. A task's settings are flags (--people 3); --answer-field renames for a file.",
+        "measure a reward model on pairs. A task's settings are flags (--n-people 3); for a file, --answer-field.",
         "fiducial eval runs/demo/model arith --n 200 --k 8",
     )
     parser.add_argument("model", help="a Hugging Face folder")

@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     parser = show.parser(
         "tasks",
         "Built-in and adapted tasks; with an id, sample problems, the worked trace and the verdict on it.",
-        "fiducial tasks kk -n 2 --people 4",
+        "fiducial tasks kk -n 2 --n-people 4",
     )
     parser.add_argument("id", nargs="?")
     parser.add_argument("-n", type=int, default=3, help="sample problems (default 3)")

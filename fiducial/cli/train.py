@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -50,6 +51,8 @@ def main(argv: list[str]) -> int:
     out = args.out or Path("runs") / Path(args.recipe).stem
     path = train(run, out=out, resume=args.resume)
     done = summary(RunFolder(path), round(time.perf_counter() - began, 3))
+    if os.environ.get("RANK", "0") != "0":
+        return 0  # the first process speaks for all
     if args.json:
         show.emit(done)
     else:

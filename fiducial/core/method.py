@@ -129,6 +129,12 @@ class Method:
                 near = difflib.get_close_matches(name, GLOSSARY, 1)
                 hint = f"perhaps {near[0]!r}" if near else f"known are {', '.join(GLOSSARY)}"
                 raise ValueError(f"{self.name} asks for the tensor {name!r}, which no one supplies: {hint}")
+        for needs, given, asker in (
+            (self.needs, set(GLOSSARY) - {"rewards", "token_rewards"}, "loss"),
+            (self.credit_needs, {"rewards", "token_rewards", "group"}, "credit function"),
+        ):
+            if missing := [name for name in needs if name not in given]:
+                raise ValueError(f"{self.name}: no one gives a {asker} {missing[0]!r}; it may ask for {sorted(given)}")
         if (self.feed == "groups") != (self.credit is not None):
             raise ValueError(f"{self.name}: feed 'groups' and a credit function go together")
 
@@ -173,6 +179,10 @@ class Method:
         if name in self.choices and value not in self.choices[name]:
             allowed = ", ".join(map(str, self.choices[name]))
             raise ValueError(f"hparams.{name} must be one of {allowed}; it is {value!r}")
+        default = self.hparams[name]
+        number = isinstance(default, int | float) and not isinstance(default, bool)
+        if number and (isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value)):
+            raise ValueError(f"hparams.{name} must be a finite number, like its default {default!r}; it is {value!r}")
         if name in self.ranges and value is not None:
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise ValueError(f"hparams.{name} must be a number in {self.ranges[name]}; it is {value!r}")
@@ -182,7 +192,10 @@ class Method:
     def call_loss(self, tensors: dict[str, Tensor], hparams: dict[str, Any]) -> Tensor:
         """The loss on the tensors it names, with those of `hparams` that it knows."""
         keys = _keywords(self.loss)
-        return self.loss(*(tensors[name] for name in self.needs), **{k: v for k, v in hparams.items() if k in keys})
+        loss = self.loss(*(tensors[name] for name in self.needs), **{k: v for k, v in hparams.items() if k in keys})
+        if loss.ndim == 0:
+            raise ValueError(f"{self.name} returned one number; a loss is unreduced, [B, L] or [B]: `per` averages it")
+        return loss
 
     def assign_credit(
         self, tensors: dict[str, Tensor], hparams: dict[str, Any], state: dict[str, float]

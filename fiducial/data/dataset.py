@@ -24,6 +24,7 @@ from fiducial.data.rows import BadRow, Example, Kind, parse
 
 TooLong = Literal["refuse", "drop", "truncate"]
 LONG = ("too long", "prompt too long")  # reasons of rows that `too_long` decides about
+JUDGED = ("tie", "unwanted")  # reasons that say nothing against the file
 SHOWN = 3  # examples kept of each reason, and of usable rows
 
 Encode = Callable[[Any], list[Encoded]]
@@ -251,7 +252,7 @@ class Dataset:
             )
 
     def _refuse_bad(self, tally: _Tally, max_bad: float) -> None:
-        excused = ("tie", *LONG) if self.too_long == "drop" else ("tie",)  # judged or asked for, not broken
+        excused = (*JUDGED, *LONG) if self.too_long == "drop" else JUDGED  # not broken
         bad = sum(count for reason, count in tally.counted.items() if reason not in excused)
         told = "; ".join(
             f"{count} {reason} (first {tally.first[reason][0]})" for reason, count in tally.counted.items()

@@ -343,6 +343,8 @@ def _completion(row: _Row) -> tuple[Side, Side]:
 
 
 def _demo(row: _Row) -> list[Example]:
+    if row.given("label") and not _boolean(row.raw("label"), row.label("label")):
+        raise BadRow("unwanted", f"{row.label('label')} is false: an unwanted completion is not imitated")
     return [Demo(*_completion(row), row.weight(), row.index)]
 
 

@@ -41,7 +41,7 @@ def judge(name: str | Mapping[str, float], timeout: float | None = None) -> Rewa
         return rewards.Weighted({part: (judge(part, timeout), weight) for part, weight in name.items()})
     if name in tasks.TASKS or name.startswith("rg/"):
         return TaskReward(tasks.get(name))
-    if Path(name).is_dir():
+    if name not in rewards.VERIFIERS and Path(name).is_dir():
         return ModelReward.load(name)
     if ":" not in name and name not in rewards.VERIFIERS:
         known = ", ".join([*rewards.VERIFIERS, *tasks.TASKS])

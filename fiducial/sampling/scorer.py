@@ -32,7 +32,7 @@ class ModelReward:
     def __call__(self, completions: Sequence[str], rows: Sequence[dict[str, Any]]) -> list[Score]:
         encoded = [self._encode(c, row.get("prompt", "")) for c, row in zip(completions, rows, strict=True)]
         began = time.perf_counter()
-        values = self.scores([e for e in encoded if isinstance(e, Encoded)])
+        values = iter(list(self.scores([e for e in encoded if isinstance(e, Encoded)])))
         each = (time.perf_counter() - began) / max(len(encoded), 1)
         return [e if isinstance(e, Score) else _score(next(values), each) for e in encoded]
 

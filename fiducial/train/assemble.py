@@ -70,7 +70,7 @@ def assemble(
     trained = wrap(run, method, model)
     temperature = run.sampling.temperature if method.feed == "groups" else 1.0
     learner = Learner(trained, method.learns, temperature, run.model.autocast).to(runtime.device)
-    ref = reference(run, method, trained, tokenizer, temperature, runtime)
+    ref = reference(run, method, learner, tokenizer, runtime)
     sampler, hand_over, verify = None, lambda version: None, None
     if method.feed == "groups" or (run.task and method.learns == "policy"):
         sampler, hand_over = make_sampler(trained, tokenizer, learner, runtime)
@@ -256,14 +256,14 @@ def wrap(run: Run, method: Method, model: Any) -> Any:
 
 
 def reference(
-    run: Run, method: Method, policy: Any, tokenizer: Any, temperature: float, runtime: Runtime
+    run: Run, method: Method, policy: Learner, tokenizer: Any, runtime: Runtime
 ) -> Callable[[Tokens, bool], dict[str, Tensor]] | None:
     """The frozen reference, if loss or KL ask for one: the policy as it starts, or the recipe's `model.ref`."""
     if not (run.penalty.weight > 0 or any(name.startswith("ref_") for name in method.needs)):
         return None
     without_adapter: Any = nullcontext
     if run.model.lora.rank:
-        frozen = policy  # the base model is inside: no second copy
+        learner = policy  # the base model is inside: no second copy, and spread over ranks as the policy is
         without_adapter = models.disabled_adapter
     elif run.model.ref:
         frozen, ref_tokenizer = models.load(run.model.ref, DTYPES[run.model.dtype], runtime.device)
@@ -271,14 +271,13 @@ def reference(
             raise RecipeError(
                 f"model.ref {run.model.ref} has another vocabulary than the policy: log-probs do not compare"
             )
-    else:
-        frozen = copy.deepcopy(policy)
-    learner = Learner(frozen, "policy", temperature, run.model.autocast).to(runtime.device)
-    if not run.model.lora.rank:
+        learner = Learner(frozen, "policy", policy.temperature, policy.autocast).to(runtime.device)
         learner.requires_grad_(False)
+    else:
+        learner = copy.deepcopy(policy).requires_grad_(False)
 
     def score(batch: Tokens, want_logits: bool) -> dict[str, Tensor]:
-        with torch.no_grad(), without_adapter(policy):
+        with torch.no_grad(), without_adapter(policy.model):
             return learner(batch, want_logits)
 
     return score

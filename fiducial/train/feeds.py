@@ -154,7 +154,7 @@ class GroupFeed:
         if number and failed / number > self.run.verdicts.max_failed:
             whys = [r.score.why for r in rollouts if r.score and r.score.verdict in FAILED]
             raise TrainingError(
-                f"step {step}: {failed} of {number} completions could not be judged, over verdicts.max_failed = "
+                f"step {step + 1}: {failed} of {number} completions could not be judged, over verdicts.max_failed = "
                 f"{self.run.verdicts.max_failed}; the first: {whys[0] if whys else 'on another rank'}"
             )
         for verdict in VERDICTS:

@@ -236,8 +236,8 @@ def update(
         loss, out, tensors = objective(run, method, parts, micro, counts)
         if not torch.isfinite(loss):
             raise TrainingError(
-                f"step {state.step}: the loss is {float(loss.detach())}. The weights or the data hold numbers "
-                "that are not finite, or optim.lr is too high; `fiducial replay RUN --step N` repeats the step"
+                f"step {state.step + 1}: the loss is {float(loss.detach())}. The weights or the data hold numbers "
+                "that are not finite, or the step before was too large: try a lower optim.lr, or optim.clip = 1.0"
             )
         (loss * runtime.world).backward()  # FSDP averages over ranks; our counts are already global
         if len(chunk):  # else a stand-in
@@ -251,7 +251,7 @@ def update(
     norms = [number(p.grad.norm()) for p in learner.parameters() if p.grad is not None]
     norm = runtime.clip(learner.parameters(), run.optim.clip)
     if not math.isfinite(norm):
-        raise TrainingError(f"step {state.step}: the gradient is not finite (norm {norm}); try a lower optim.lr")
+        raise TrainingError(f"step {state.step + 1}: the gradient is not finite (norm {norm}); try a lower optim.lr")
     meter.add("grad_norm", norm / runtime.world, 1.0 / runtime.world)
     state.optimizer.step()
     return rows.tolist(), norms

@@ -115,7 +115,7 @@ def measure_pairs(run: Run, tensors: dict[str, Tensor], out: dict[str, Tensor], 
     chosen, rejected = tensors["chosen_logprobs"], tensors["rejected_logprobs"]
     meter.mean("logps/chosen", chosen, weight)
     meter.mean("logps/rejected", rejected, weight)
-    meter.mean("ranking_accuracy", (chosen > rejected).double(), weight)
+    meter.mean("ranking_accuracy", _wins(chosen, rejected), weight)
     if "ref_chosen_logprobs" in tensors:
         beta = float(run.hparams.get("beta", 1.0))
         good = beta * (chosen - tensors["ref_chosen_logprobs"])
@@ -126,15 +126,24 @@ def measure_pairs(run: Run, tensors: dict[str, Tensor], out: dict[str, Tensor], 
 
 
 def _compare(accuracy: str, margin: str, good: Tensor, bad: Tensor, weight: Tensor, meter: Meter) -> None:
-    meter.mean(accuracy, (good > bad).double() + 0.5 * (good == bad).double(), weight)  # a tie is a coin toss
+    meter.mean(accuracy, _wins(good, bad), weight)
     meter.mean(margin, good - bad, weight)
+
+
+def _wins(good: Tensor, bad: Tensor) -> Tensor:
+    return (good > bad).double() + 0.5 * (good == bad).double()  # a tie is a coin toss
 
 
 def measure_groups(run: Run, tensors: dict[str, Tensor], batch: Tokens, token_weight: Tensor, meter: Meter) -> None:
     """Distance between the three ledgers of log-probs: trained, old, and the sampler's."""
     logprobs = tensors["logprobs"]
     old = tensors.get("old_logprobs", logprobs)
-    ratio = torch.exp((logprobs - old).clamp(-20, 20))
+    log_ratio = torch.where(batch.mask, logprobs - old, 0.0)
+    level = run.hparams.get("ratio_level", "token")
+    if level != "token":  # one ratio per completion, as the loss takes it
+        summed, lengths = log_ratio.sum(-1, keepdim=True), batch.mask.sum(-1, keepdim=True).clamp(min=1)
+        log_ratio = (summed / lengths if level == "sequence_geomean" else summed).expand_as(logprobs)
+    ratio = torch.exp(log_ratio.clamp(-20, 20))
     meter.mean("ratio/mean", ratio, token_weight)
     meter.mean("policy/approxkl", kl_estimate(old, logprobs, "k3"), token_weight)
     if batch.mask.any():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -74,7 +75,8 @@ def _open(folder: RunFolder, run: Run, resume: bool, runtime: Runtime) -> None:
         if runtime.first:
             folder.write_json("config.json", {**now, **folder.provenance()})
     elif runtime.first:
-        folder.create(run.to_json())
+        folder.refuse_used()
+        shutil.rmtree(folder.path / "tokenizer", ignore_errors=True)  # of a run that was refused
     runtime.wait()
 
 
@@ -83,37 +85,56 @@ def _train(run: Run, folder: RunFolder, resume: bool, runtime: Runtime, show: bo
     parts, method = assembly.parts, assembly.method
     checkpoints = Checkpoints(folder.checkpoints, run.checkpoint.keep)
     state = State(make_optimizer(run, parts.learner))
-    saved, passed = checkpoints.newest() if resume else (None, [])
-    for problem in passed:
-        say(f"passed over a damaged checkpoint: {problem}")
+    fresh = not (resume and _go_on(folder, checkpoints, assembly, state, say))
+    if fresh:
+        _begin(run, folder, assembly, say)
     held = Held(assembly)
-    if saved is None:
-        look = preflight(assembly, sys.stderr.isatty())
-        if runtime.first:
-            folder.write_json("data.json", assembly.data.report.summary())
-        for line in look.lines:
-            say(line)
-        if runtime.first:
-            folder.truncate_after(-1)
-    else:
-        restore(parts.learner, state, saved)
-        parts.hand_over(state.step)
-        say(f"resuming from the checkpoint of step {state.step}")
-        if runtime.first:
-            folder.truncate_after(state.step)
     log: Any = nullcontext()
     if runtime.first:
         log = Logger(folder, run.method, run.steps, start=state.step, show=show, tensorboard=run.tensorboard)
     with log as logger:
         book = _Book(run, folder, assembly, held, checkpoints, logger)
-        if saved is None:
+        if fresh:
+            book.evaluate(0, "before")  # first: a run that is killed in it must begin again, not go on without it
             book.checkpoint(state)
-            book.evaluate(0, "before")
         for report in steps(run, method, parts, state):
             book.enter(report, state)
+    if runtime.world > 1:
+        book.weights = collect(parts.learner, state)["model"]  # also where a run goes on after its last checkpoint
     if runtime.first:
         book.finish(say)
     runtime.wait()
+
+
+def _begin(run: Run, folder: RunFolder, assembly: Assembly, say: Callable[[str], None]) -> None:
+    """Look before the first step; only what passes becomes a run folder."""
+    look = preflight(assembly, sys.stderr.isatty())
+    if assembly.parts.runtime.first:
+        if not folder.holds_run:
+            folder.create(run.to_json())
+        folder.write_json("data.json", assembly.data.report.summary())
+        folder.truncate_after(-1)
+    for line in look.lines:
+        say(line)
+
+
+def _go_on(
+    folder: RunFolder, checkpoints: Checkpoints, assembly: Assembly, state: State, say: Callable[[str], None]
+) -> bool:
+    """Take up the newest whole checkpoint; False if there never was one."""
+    saved, passed = checkpoints.newest()
+    for problem in passed:
+        say(f"passed over a damaged checkpoint: {problem}")
+    if saved is None:
+        if passed:
+            raise RecipeError(f"no checkpoint in {folder.checkpoints} is whole: start again with another --out")
+        return False
+    restore(assembly.parts.learner, state, saved)
+    assembly.parts.hand_over(state.step)
+    say(f"resuming from the checkpoint of step {state.step}")
+    if assembly.parts.runtime.first:
+        folder.truncate_after(state.step)
+    return True
 
 
 class _Book:
@@ -157,8 +178,6 @@ class _Book:
 
     def checkpoint(self, state: State) -> None:
         saved = collect(self.a.parts.learner, state)
-        if self.a.parts.runtime.world > 1:
-            self.weights = saved["model"]
         if self.first:
             self.folder.sync()
             self.checkpoints.save(saved)

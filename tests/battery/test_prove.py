@@ -222,3 +222,19 @@ def test_separable_pairs_grow_without_bound_unless_decayed():
     assert abs(centred[1]) < 0.01 < abs(separable_gap(800)[1])
     # AdamW moves a score by at most lr a step and decay takes lr x 0.5 of it back: each stays within 1 / 0.5
     assert separable_gap(1600, weight_decay=0.5)[0] <= 4 < separable_gap(800)[0]
+
+
+def test_flipped_signs_and_nan_slopes_are_caught():
+    def uphill(logprobs, advantages):
+        return logprobs * advantages
+
+    def unlearn(logprobs):
+        return logprobs
+
+    def broken(logprobs):
+        return -logprobs + 0 * (logprobs - logprobs).sqrt()  # the slope of sqrt at 0 is infinite: 0 x inf
+
+    groups = replace(METHODS["reinforce_lm"], loss=uphill, target=None)
+    assert "a rewarded token rises, a punished one falls" in failing(groups)
+    assert "an imitated token rises" in failing(replace(METHODS["sft"], loss=unlearn, target=None))
+    assert "gradient is that of the value" in failing(replace(METHODS["sft"], loss=broken, target=None))

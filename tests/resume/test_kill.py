@@ -73,8 +73,11 @@ def record(out: Path) -> dict:
     newest = Checkpoints(folder.checkpoints).newest()[0]
     assert newest is not None
     flat = {
-        name: x.numpy().tobytes() for name, x in newest["optimizer"]["state"].items() if isinstance(x, torch.Tensor)
+        (name, kind): x.numpy().tobytes()
+        for name, moments in newest["optimizer"]["state"].items()
+        for kind, x in moments.items()
     }
+    assert flat
     return {
         "metrics": metrics,
         "journal": folder.read_journal(),

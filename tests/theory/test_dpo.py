@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from fiducial.core.tokens import collate, masked_logprobs, token_logprobs
 from fiducial.core.total import count, total
 from fiducial.core.types import Encoded
+from fiducial.exact.optima import rlhf_optimum
 from fiducial.exact.tables import SoftmaxTable
 from fiducial.methods import METHODS
 from fiducial.prove import UNTIL_STILL, FixedFeed, exact_run, solve
@@ -67,8 +68,16 @@ def test_what_pairs_do_not_compare_is_free():
     assert abs(float(one[2] - two[2])) > 0.1
     for found in (one, two):
         assert float((found[0] / found[1]).log()) == pytest.approx(math.log(0.7 / 0.3), abs=1e-6)
-    rlhf = torch.tensor([0.7 / 0.3, 1.0, 1.0, 1.0]).double()  # r = (logit .7, 0, 0, 0): one of the minimisers
-    assert float((rlhf[0] / rlhf[1]).log()) == pytest.approx(math.log(0.7 / 0.3))
+    # The loss of all of them is the pair's entropy, that of the RLHF solution for r = (logit .7, 0, 0, 0) too.
+    entropy = -0.7 * math.log(0.7) - 0.3 * math.log(0.3)
+    for found in (
+        one,
+        two,
+        rlhf_optimum(torch.full((4,), 0.25).double(), torch.tensor([math.log(7 / 3), 0, 0, 0]), 1.0),
+    ):
+        logs, even = found.log()[:, None], torch.full((1,), math.log(0.25)).double()
+        sides = [DPO.loss(logs[a], logs[b], even, even, beta=1.0) for a, b, _ in pairs]
+        assert 0.7 * float(sides[0]) + 0.3 * float(sides[1]) == pytest.approx(entropy, abs=1e-9)
 
 
 logs = st.floats(-20, 0)

@@ -66,10 +66,3 @@ def test_leave_one_out_survives_a_large_offset():
     rewards = torch.tensor([100.0, 101.0]).double()
     plain = variance(METHODS["reinforce_lm"], rewards, baseline="none")
     assert variance(METHODS["rloo"], rewards) < plain / 1000
-
-
-def test_an_unbiased_estimator_is_told_from_the_gradient_of_the_sampled_mean():
-    """Differentiating the mean sampled reward itself gives nothing: rewards do not depend on the weights."""
-    tree = TokenTree(3, 2, seed=5)
-    tokens = rollout_tokens(tree, (0, 3), TREE_REWARDS)
-    assert not tokens.extra["rewards"].requires_grad
