@@ -18,6 +18,7 @@ Message = dict[str, str]  # {"role": "user", "content": "..."}
 Prompt = str | list[Message]
 Verdict = Literal["correct", "wrong", "unparseable", "timeout", "crashed", "skipped"]
 VERDICTS: tuple[Verdict, ...] = ("correct", "wrong", "unparseable", "timeout", "crashed", "skipped")
+FAILED: tuple[Verdict, ...] = ("timeout", "crashed", "skipped")  # the verifier's: they say nothing of the completion
 
 
 @dataclass(frozen=True)

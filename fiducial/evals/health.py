@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any, Literal
 
+from fiducial.core.types import FAILED
 from fiducial.evals.history import Rows, series, show
 from fiducial.evals.metrics import METRICS, is_healthy
 from fiducial.evals.stats import mean_interval
@@ -20,7 +21,6 @@ from fiducial.store import RunFolder
 
 Severity = Literal["error", "warning", "info"]
 ENOUGH = 20  # steps from which on a trend is judged
-FAILED = ("timeout", "crashed", "skipped")
 ROLLOUT_STEPS = 10  # steps at each end of the run whose rollouts are read
 
 

@@ -20,6 +20,7 @@ from fiducial.core.method import Method
 from fiducial.core.seeds import mix
 from fiducial.core.tokens import collate, pad
 from fiducial.core.types import (
+    FAILED,
     VERDICTS,
     Encoded,
     Label,
@@ -36,8 +37,6 @@ from fiducial.data import Dataset, Item
 from fiducial.train.loop import TrainingError
 from fiducial.train.measure import Meter
 from fiducial.train.runtime import Runtime
-
-FAILED = ("timeout", "crashed", "skipped")  # verdicts that say nothing about the completion
 
 
 class Order:
@@ -94,7 +93,6 @@ def collate_examples(rows: Sequence[Item]) -> Tokens:
         batch = collate([row.encoded[0] for row in rows], weight=[item.weight for item in items])
     if items and isinstance(items[0], Label):
         batch.extra["desirable"] = torch.tensor([item.desirable for item in items])
-    batch.extra["row"] = torch.tensor([item.index for item in items] * (2 if batch.pairs else 1), dtype=torch.long)
     return batch
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -25,8 +24,8 @@ ACCURACIES = ("accuracy", "rewards/accuracies", "ranking_accuracy")  # shares of
 class Held:
     """What never trains, and how a run is measured on it."""
 
-    def __init__(self, assembly: Assembly, progress: Callable[[int, int], None] | None = None):
-        self.a, self.progress = assembly, progress
+    def __init__(self, assembly: Assembly):
+        self.a = assembly
         self.last: Evaluation | None = None  # of the last call that sampled
         self.problems = self._problems()
 
@@ -89,7 +88,6 @@ class Held:
                 run.eval.k,
                 mix(run.seed, "held out"),
                 task=run.task,
-                progress=self.progress,
             )
             found = self.last.log()
         return runtime.gather(found)[0]
