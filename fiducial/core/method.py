@@ -2,7 +2,8 @@
 
 The signature is the contract. A loss's positional parameters are tensors under glossary names, and the trainer supplies
 what they name: a loss that asks for `ref_chosen_logprobs` makes it load a reference model. Keyword-only parameters are
-hyperparameters, with the paper's defaults; they become the recipe's `[hparams]` table.
+hyperparameters, with the paper's defaults; they become the recipe's `[hparams]` table. A keyword without a default must
+be given; a positional parameter whose default is None is supplied only when the hyperparameters ask (`Method.idle`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from traceback import walk_tb
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -33,21 +35,32 @@ GLOSSARY: dict[str, str] = {
     "ref_rejected_logprobs": "[B] the same under the reference",
     "completion_logprobs": "[B] sum over a single completion",
     "ref_completion_logprobs": "[B] the same under the reference",
+    "completion_lengths": "[B] its tokens that train",
     "chosen_lengths": "[B] tokens of the chosen completion that train",
     "rejected_lengths": "[B] tokens of the rejected completion that train",
     "chosen_scores": "[B] reward model's score of the chosen completion",
     "rejected_scores": "[B] reward model's score of the rejected completion",
     "margin": "[B] by how much the chosen completion should win, 0 unless the data says",
+    "pref_prob": "[B] how likely chosen is better, 1 unless the data says; a soft p is two rows of weights p and 1 - p",
+    "tied": "[B] bool, whether the two completions are equally good",
+    "chosen_harm": "[B] 1 if the chosen completion does harm, -1 if it is safe",
+    "rejected_harm": "[B] the same of the rejected completion",
     "desirable": "[B] bool, whether the completion is wanted",
+    "batch_kl": "[] mean of log policy / reference over mismatched completions of the whole step, at least 0, detached",
+    "input_ids": "[B, L] the tokens themselves",
     "mask": "[B, L] bool, tokens that train",
     "weight": "[B] how many examples a row stands for",
     "rewards": "[B] reward of each completion, a KL penalty included where the recipe puts it there",
     "token_rewards": "[B, L] the same placed on tokens: the outcome on the last one, a KL penalty on each",
     "group": "[B] rows with the same number share a prompt",
     "advantages": "[B, L] credit per token",
-    "logits": "[B, L, V] policy's scores; row t predicts token t + 1",
+    "preferences": "[N, N] within one prompt: how likely completion i is better than j",
+    "draws": "[N + 1] within one prompt: uniform numbers in [0, 1), one for each completion and one more",
+    "logits": "[B, L, V] the policy's scores that token t was drawn from; position 0 is 0",
     "ref_logits": "[B, L, V] the reference's",
 }
+OF_CREDIT = ("rewards", "token_rewards", "group")  # what a credit function may ask for
+OF_SELECTION = ("rewards", "preferences", "draws")  # what a selection may ask for, of one prompt
 KL_ESTIMATORS = ("k1", "k2", "k3", "k1+", "k3+", "full")
 
 
@@ -82,6 +95,13 @@ class Running:
     update: Callable[..., tuple[Tensor, dict[str, float]]]
 
 
+class Choice(NamedTuple):
+    """An example made of one prompt's completions: the numbers of (chosen, rejected), or of the one that is kept."""
+
+    members: tuple[int, ...]
+    weight: float = 1.0
+
+
 @dataclass(frozen=True)
 class Range:
     """The values a hyperparameter may take: from low to high, ends included unless `open`."""
@@ -105,9 +125,20 @@ class Range:
 class Method:
     """A published method. `loss` is unreduced: [B, L] for per-token methods, [B] with per = "row".
 
-    `credit` turns rewards into advantages (feed "groups" only), [B] or [B, L]. `target` names the closed form in
-    `exact` that the method claims to reach; `fiducial prove` holds it to that. `choices` and `ranges` say which values
-    hyperparameters may take.
+    What trains comes from rows of a file, or is sampled while training:
+
+    - `credit` turns the rewards of a prompt's completions into advantages (feed "groups" only), [B] or [B, L];
+    - `select` makes pairs, demonstrations or labels of them: (tensors of one prompt) -> [Choice], feed as named. With
+      `given` "demos" the first completion is the row's own, and the others are sampled.
+
+    `sampled_by` says who samples, the policy or its reference. `anchors` says how frozen networks move: a schedule
+    (step, steps, *, hyperparameters) -> the share of the policy that enters the anchor before that step.
+    `measures` gives metrics of its own, [B] each, from the tensors and hyperparameters that it names, like the loss.
+    `rows` "joint": a pair's rows are both completions in one text, chosen first and rejected first.
+    `target` names the closed form in `exact` that the method claims to reach; `fiducial prove` holds it to that.
+    `choices` and `ranges` say which values hyperparameters may take, `trial` what `prove` tries those with that have no
+    default. `idle` says when an optional tensor is not supplied: {tensor: (hyperparameter, its value)}.
+    `stages` are those of the pipeline that the method is a part of.
     """
 
     paper: str
@@ -115,28 +146,48 @@ class Method:
     loss: Callable[..., Tensor]
     per: Per
     credit: Callable[..., Tensor] | Running | None = None
+    select: Callable[..., list[Choice]] | None = None
+    given: Literal["problems", "demos"] = "problems"
+    sampled_by: Literal["policy", "ref"] = "policy"
+    anchors: dict[str, Callable[..., float]] = field(default_factory=dict)
+    measures: Callable[..., dict[str, Tensor]] | None = None
+    rows: Literal["separate", "joint"] = "separate"
     kl: KL = KL()
-    min_group: int = 1  # completions of a prompt that the credit function needs
+    min_group: int = 1  # completions of a prompt that credit or selection needs
     target: str | None = None
     title: str = ""
     family: str = ""
     ranges: dict[str, Range] = field(default_factory=dict)
     choices: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    trial: dict[str, Any] = field(default_factory=dict)
+    idle: dict[str, tuple[str, Any]] = field(default_factory=dict)
+    stages: tuple[str, ...] = ()
 
     def __post_init__(self):
-        for name in (*self.needs, *self.credit_needs):
+        for name in (*self.needs, *self.credit_needs, *self.select_needs):
             if name not in GLOSSARY:
                 near = difflib.get_close_matches(name, GLOSSARY, 1)
                 hint = f"perhaps {near[0]!r}" if near else f"known are {', '.join(GLOSSARY)}"
                 raise ValueError(f"{self.name} asks for the tensor {name!r}, which no one supplies: {hint}")
         for needs, given, asker in (
-            (self.needs, set(GLOSSARY) - {"rewards", "token_rewards"}, "loss"),
-            (self.credit_needs, {"rewards", "token_rewards", "group"}, "credit function"),
+            (self.needs, set(GLOSSARY) - {"rewards", "token_rewards", "preferences", "draws"}, "loss"),
+            (self.credit_needs, set(OF_CREDIT), "credit function"),
+            (self.select_needs, set(OF_SELECTION), "selection"),
         ):
             if missing := [name for name in needs if name not in given]:
                 raise ValueError(f"{self.name}: no one gives a {asker} {missing[0]!r}; it may ask for {sorted(given)}")
+        for name in self.needs:
+            if name not in _GIVEN_BY[self.feed] | _GIVEN_ALWAYS:
+                raise ValueError(
+                    f"{self.name}: its rows are {self.feed}, which give no {name!r}; they give "
+                    f"{', '.join(sorted(_GIVEN_BY[self.feed] | _GIVEN_ALWAYS))}"
+                )
         if (self.feed == "groups") != (self.credit is not None):
             raise ValueError(f"{self.name}: feed 'groups' and a credit function go together")
+        if self.select is not None and self.feed == "groups":
+            raise ValueError(f"{self.name}: a selection makes pairs, demos or labels; its feed cannot be 'groups'")
+        if self.sampled_by == "ref" and "ref" not in self.anchors:
+            raise ValueError(f"{self.name}: it samples from the reference, so anchors must say how 'ref' moves")
 
     @property
     def name(self) -> str:
@@ -146,6 +197,34 @@ class Method:
     def needs(self) -> tuple[str, ...]:
         """Names of the tensors that the loss takes, in order."""
         return _positional(self.loss)
+
+    def needs_with(self, hparams: dict[str, Any]) -> tuple[str, ...]:
+        """Names of the tensors that the loss takes with these hyperparameters."""
+        return tuple(n for n in self.needs if n not in self.idle or hparams[self.idle[n][0]] != self.idle[n][1])
+
+    @property
+    def select_needs(self) -> tuple[str, ...]:
+        """Names of the tensors that the selection takes, in order."""
+        return _positional(self.select) if self.select else ()
+
+    @property
+    def samples(self) -> bool:
+        """Whether completions are sampled while training."""
+        return self.feed == "groups" or self.select is not None
+
+    @property
+    def kind(self) -> Literal["demos", "pairs", "costs", "labels", "problems"]:
+        """What its rows are read as."""
+        if self.feed == "groups":
+            return "problems"
+        if "chosen_harm" in self.needs:
+            return "costs"
+        return self.given if self.select else self.feed
+
+    @property
+    def judged(self) -> bool:
+        """Whether the sampled completions are scored."""
+        return self.feed == "groups" or bool({"rewards", "preferences"} & set(self.select_needs))
 
     @property
     def credit_needs(self) -> tuple[str, ...]:
@@ -161,9 +240,25 @@ class Method:
 
     @property
     def hparams(self) -> dict[str, Any]:
-        """Hyperparameters of the loss and of the credit function with their defaults, in that order."""
+        """Hyperparameters with their defaults: the loss's, then those of credit, selection and anchors.
+
+        One without a default is None here and in `required`.
+        """
+        found: dict[str, Any] = {}
+        for function in self._functions:
+            found |= {name: default for name, default in _keywords(function).items() if name not in found}
+        return {name: None if default is inspect.Parameter.empty else default for name, default in found.items()}
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """Hyperparameters that have no default and must be given."""
+        empty = inspect.Parameter.empty
+        return tuple(name for f in self._functions for name, default in _keywords(f).items() if default is empty)
+
+    @property
+    def _functions(self) -> list[Callable[..., Any]]:
         credit = self.credit.update if isinstance(self.credit, Running) else self.credit
-        return {**_keywords(self.loss), **(_keywords(credit) if credit else {})}
+        return [f for f in (self.loss, credit, self.select, *self.anchors.values()) if f is not None]
 
     def settings(self, given: dict[str, Any]) -> dict[str, Any]:
         """All hyperparameters, `given` over defaults. ValueError on an unknown name or a value out of range."""
@@ -173,6 +268,10 @@ class Method:
                 has = f"it has {', '.join(defaults)}" if defaults else "it has none"
                 raise ValueError(f"{self.name} has no setting {name!r}; {has}")
             self._check(name, value)
+        if missing := [name for name in self.required if given.get(name) is None]:
+            raise ValueError(
+                f"{self.name} needs hparams.{missing[0]}: its paper gives no default that would do for all"
+            )
         return {**defaults, **given}
 
     def _check(self, name: str, value: Any) -> None:
@@ -191,11 +290,29 @@ class Method:
 
     def call_loss(self, tensors: dict[str, Tensor], hparams: dict[str, Any]) -> Tensor:
         """The loss on the tensors it names, with those of `hparams` that it knows."""
-        keys = _keywords(self.loss)
-        loss = self.loss(*(tensors[name] for name in self.needs), **{k: v for k, v in hparams.items() if k in keys})
+        given = {name: tensors[name] for name in self.needs_with(hparams)}
+        loss = self.loss(*(given.get(name) for name in self.needs), **_known(self.loss, hparams))
         if loss.ndim == 0:
             raise ValueError(f"{self.name} returned one number; a loss is unreduced, [B, L] or [B]: `per` averages it")
         return loss
+
+    def call_measures(self, tensors: dict[str, Tensor], hparams: dict[str, Any]) -> dict[str, Tensor]:
+        """The method's own metrics, [B] each."""
+        if self.measures is None:
+            return {}
+        idle = set(self.needs) - set(self.needs_with(hparams))
+        named = [None if name in idle else tensors[name] for name in _positional(self.measures)]
+        return self.measures(*named, **_known(self.measures, hparams))
+
+    def make_choices(self, tensors: dict[str, Tensor], hparams: dict[str, Any]) -> list[Choice]:
+        """The examples that the selection makes of one prompt's completions."""
+        assert self.select is not None
+        return self.select(*(tensors[name] for name in self.select_needs), **_known(self.select, hparams))
+
+    def share_moved(self, anchor: str, step: int, steps: int, hparams: dict[str, Any]) -> float:
+        """The share of the policy that enters the anchor before this step."""
+        schedule = self.anchors[anchor]
+        return schedule(step, steps, **_known(schedule, hparams))
 
     def assign_credit(
         self, tensors: dict[str, Tensor], hparams: dict[str, Any], state: dict[str, float]
@@ -205,10 +322,28 @@ class Method:
         assert credit is not None
         named = [tensors[name] for name in self.credit_needs]
         if isinstance(credit, Running):
-            keys = _keywords(credit.update)
-            return credit.update(state or credit.init(), *named, **{k: v for k, v in hparams.items() if k in keys})
-        keys = _keywords(credit)
-        return credit(*named, **{k: v for k, v in hparams.items() if k in keys}), state
+            return credit.update(state or credit.init(), *named, **_known(credit.update, hparams))
+        return credit(*named, **_known(credit, hparams)), state
+
+
+_PAIRED = {
+    f"{p}{side}_{what}" for side in ("chosen", "rejected") for p, what in (("", "logprobs"), ("ref_", "logprobs"))
+}
+_GIVEN_ALWAYS = {"logprobs", "ref_logprobs", "logits", "ref_logits", "input_ids", "mask", "weight", "group"}
+_GIVEN_BY: dict[str, set[str]] = {  # what the rows of each feed let the trainer supply
+    "demos": {"completion_logprobs", "ref_completion_logprobs", "completion_lengths"},
+    "pairs": _PAIRED
+    | {"chosen_lengths", "rejected_lengths", "chosen_scores", "rejected_scores", "margin", "pref_prob", "tied"}
+    | {"chosen_harm", "rejected_harm"},
+    "labels": {"completion_logprobs", "ref_completion_logprobs", "completion_lengths", "desirable", "batch_kl"},
+    "groups": {"old_logprobs", "sampler_logprobs", "advantages", "completion_logprobs", "completion_lengths"},
+}
+
+
+def _known(function: Callable[..., Any], hparams: dict[str, Any]) -> dict[str, Any]:
+    """Those of `hparams` that the function takes."""
+    keys = _keywords(function)
+    return {name: value for name, value in hparams.items() if name in keys}
 
 
 def _positional(function: Callable[..., Any]) -> tuple[str, ...]:
@@ -221,15 +356,31 @@ def _keywords(function: Callable[..., Any]) -> dict[str, Any]:
     return {name: p.default for name, p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
+def _where(error: BaseException, path: Path) -> str:
+    """file:line of an error that came while a file was imported: the file's own last line on the way to it."""
+    if isinstance(error, SyntaxError):  # it may be in a file that this one imports
+        return f"{error.filename}:{error.lineno}"
+    lines = [line for frame, line in walk_tb(error.__traceback__) if frame.f_code.co_filename == str(path.absolute())]
+    return f"{path}:{lines[-1]}" if lines else str(path)
+
+
+def _what(error: BaseException) -> str:
+    text = error.msg if isinstance(error, SyntaxError) else str(error)
+    return text if type(error) is ValueError else f"{type(error).__name__}: {text}"
+
+
 def method_from_file(path: str | Path) -> Method:
-    """The METHOD record of a user's Python file."""
+    """The METHOD record of a user's Python file. ValueError, with file and line, where it cannot be had."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"method file {path} does not exist")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # whatever the user's file raises, in one sentence with its place
+        raise ValueError(f"{_where(error, path)}: {_what(error)}") from error
     record = getattr(module, "METHOD", None)
     if not isinstance(record, Method):
         raise ValueError(f"{path} has no METHOD record: end it with METHOD = Method(paper=..., feed=..., loss=...)")

@@ -73,8 +73,9 @@ def next_token_logits(logits: Tensor, temperature: float = 1.0) -> Tensor:
 
 
 def align(per_prediction: Tensor) -> Tensor:
-    """Put a quantity of the distributions of `next_token_logits`, [B, L-1], at the tokens they are about, [B, L]."""
-    return torch.nn.functional.pad(per_prediction, (1, 0))
+    """Put a quantity of the distributions of `next_token_logits`, [B, L-1] or [B, L-1, V], at the tokens they are
+    about, [B, L] or [B, L, V]; position 0 is 0."""
+    return torch.nn.functional.pad(per_prediction, (0, 0) * (per_prediction.ndim - 2) + (1, 0))
 
 
 def masked_logprobs(

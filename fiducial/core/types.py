@@ -33,12 +33,23 @@ class Score:
     verdict: Verdict
     why: str = ""
     parts: dict[str, Score] = field(default_factory=dict)  # the sources of a weighted combination
+    graded: bool = False  # the value is a plain number, which nobody called right or wrong: see `of_number`
     seconds: float = field(default=0.0, compare=False)  # that judging took
 
     def __post_init__(self):
         judged = self.verdict in ("correct", "wrong")
         if judged != (self.value is not None):
             raise ValueError(f"a score that is {self.verdict!r} cannot have the value {self.value!r}")
+
+    @staticmethod
+    def of_number(value: float) -> Score:
+        """What a function's number says: 1 is correct and 0 is wrong; any other number is `graded`, and its verdict
+        says only whether it is full marks, 1 or more.
+
+        >>> Score.of_number(0.75)
+        Score(value=0.75, verdict='wrong', why='', parts={}, graded=True, seconds=0.0)
+        """
+        return Score(value, "correct" if value >= 1 else "wrong", graded=value not in (0, 1))
 
 
 CORRECT, WRONG = Score(1.0, "correct"), Score(0.0, "wrong")
@@ -138,7 +149,10 @@ class Demo:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two completions of one prompt, the first preferred. A soft preference p is two pairs of weight p and 1 - p."""
+    """Two completions of one prompt, the first preferred. A soft preference p is two pairs of weight p and 1 - p.
+
+    For a cost model chosen is the more harmful one.
+    """
 
     prompt: Prompt
     chosen: str | list[Message]
@@ -147,6 +161,11 @@ class Pair:
     weight: float = 1.0
     source: str = ""
     index: int = 0
+    pref_prob: float = 1.0  # how likely chosen is the better one
+    tied: bool = False  # the two were judged equally good
+    chosen_harm: float = 0.0  # 1 it does harm, -1 it is safe, 0 nobody said; likewise below
+    rejected_harm: float = 0.0
+    rating: float | None = None  # the degree as it was given, of chosen over rejected: 2, 1, 0, -1, -2
 
 
 @dataclass(frozen=True)
@@ -184,6 +203,7 @@ class Tokens:
     input_ids [B, L] int64; mask [B, L] bool, True on tokens that train; weight [B], 1 unless the row stands for more or
     less than one example; group [B] int64, rows with the same number share a prompt. `extra` holds per-token [B, L] and
     per-row [B] tensors under glossary names. With `pairs`, rows 0..N-1 are chosen and N..2N-1 their rejected partners.
+    `mismatched` has each row's prompt with another row's completion, for methods that ask how far the policy has moved.
     """
 
     input_ids: Tensor
@@ -192,6 +212,7 @@ class Tokens:
     group: Tensor
     extra: dict[str, Tensor] = field(default_factory=dict)
     pairs: bool = False
+    mismatched: Tokens | None = None
 
     @property
     def num_units(self) -> int:

@@ -4,7 +4,15 @@ from importlib import import_module
 
 from fiducial.core.method import Method
 
-NAMES = ("sft", "bt_reward_model", "dpo", "reinforce_lm", "rloo", "grpo")
+NAMES = (
+    *("sft", "spin"),  # demonstrations
+    *("bt_reward_model", "tie_model", "cost_model", "pairwise_preference_model"),  # reward models
+    *("dpo", "dpo_nll", "dpop", "c3dpo", "tr_dpo", "f_dpo", "chi_po", "ipo", "tr_ipo", "psi_po", "slic"),  # pairs
+    *("simpo", "orpo", "cpo", "token_dpo", "ipl"),
+    *("kto", "halo"),  # single completions, wanted or not
+    *("rejection_sampling", "online_direct", "online_ipo", "llama3_loop"),  # samples, chosen among
+    *("reinforce_lm", "rloo", "grpo"),  # samples, by policy gradient
+)
 METHODS: dict[str, Method] = {name: import_module(f"fiducial.methods.{name}").METHOD for name in NAMES}
 
 

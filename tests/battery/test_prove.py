@@ -8,21 +8,11 @@ import torch
 from fiducial.core import credit
 from fiducial.core.method import KL, method_from_file
 from fiducial.exact.optima import grpo_factor
-from fiducial.exact.tables import ScoreTree
+from fiducial.exact.tables import ScoreTree, TokenTree
 from fiducial.methods import METHODS, sft
-from fiducial.prove import (
-    TARGETS,
-    TREE_REWARDS,
-    UNTIL_STILL,
-    FixedFeed,
-    TokenTree,
-    exact_run,
-    expected_gradient,
-    objective_gradient,
-    preference_pairs,
-    prove,
-    solve,
-)
+from fiducial.prove import TARGETS, prove
+from fiducial.prove.gradients import TREE_REWARDS, expected_gradient, objective_gradient
+from fiducial.prove.problems import UNTIL_STILL, FixedFeed, exact_run, preference_pairs, solve
 
 SIMPO = '''"""SimPO (Meng et al. 2024, arXiv:2405.14734), eq. 6: length-averaged log-probs and a target margin."""
 
@@ -195,7 +185,7 @@ def test_a_cycle_cannot_be_scored():
     solve(run, method, model, FixedFeed(preference_pairs(cycle, law)))
     table = model.table()[0]
     assert float((table - table.mean()).abs().max()) < 1e-6
-    from fiducial.prove import ready, value_and_gradient
+    from fiducial.prove.problems import ready, value_and_gradient
 
     parts, batch = ready(run, method, model, preference_pairs(cycle, law), None)
     assert value_and_gradient(run, method, parts, batch, 100)[0] == pytest.approx(0.6931471806, abs=1e-9)

@@ -14,7 +14,7 @@ from fiducial.core.types import Encoded
 from fiducial.exact.optima import rlhf_optimum
 from fiducial.exact.tables import SoftmaxTable
 from fiducial.methods import METHODS
-from fiducial.prove import UNTIL_STILL, FixedFeed, exact_run, solve
+from fiducial.prove.problems import UNTIL_STILL, FixedFeed, exact_run, solve
 
 DPO = METHODS["dpo"]
 

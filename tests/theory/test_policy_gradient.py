@@ -9,7 +9,8 @@ from fiducial.core.method import KL
 from fiducial.exact.optima import rlhf_optimum
 from fiducial.exact.tables import TokenTree
 from fiducial.methods import METHODS
-from fiducial.prove import TREE_REWARDS, TreeFeed, exact_run, ready, rollout_tokens, solve, value_and_gradient
+from fiducial.prove.gradients import TREE_REWARDS, TreeFeed, rollout_tokens
+from fiducial.prove.problems import exact_run, ready, solve, value_and_gradient
 
 
 @pytest.mark.parametrize("beta", [0.1, 0.5, 2.0])

@@ -11,7 +11,8 @@ from fiducial.core import credit
 from fiducial.core.method import KL
 from fiducial.exact.optima import rlhf_optimum
 from fiducial.methods import METHODS
-from fiducial.prove import exact_run, padded, random_batch, ready, toy, value_and_gradient
+from fiducial.prove.battery import padded
+from fiducial.prove.problems import exact_run, random_batch, ready, toy, value_and_gradient
 
 
 @pytest.mark.parametrize("name", ["sft", "reinforce_lm", "rloo", "grpo"])
