@@ -63,28 +63,29 @@ SHAPES = [
     ({"chosen": "The cat sat", "rejected": "The cat sang"}, "pairs", [Pair("The cat", " sat", " sang")]),
     ({"chosen": "Q: x\nA: y", "rejected": "Q: x\nA: z"}, "pairs", [Pair("Q: x\nA:", " y", " z")]),
     # ratings: above 0 a is better, below 0 b
-    ({"prompt": "a", "response_a": "b", "response_b": "c", "rating": 2}, "pairs", [Pair("a", "b", "c")]),
-    ({"prompt": "a", "response_a": "b", "response_b": "c", "rating": "-2"}, "pairs", [Pair("a", "c", "b")]),
+    ({"prompt": "a", "response_a": "b", "response_b": "c", "rating": 2}, "pairs", [Pair("a", "b", "c", rating=2.0)]),
+    ({"prompt": "a", "response_a": "b", "response_b": "c", "rating": "-2"}, "pairs", [Pair("a", "c", "b", rating=2.0)]),
+    ({"prompt": "a", "chosen": "b", "rejected": "c", "rating": 1}, "pairs", [Pair("a", "b", "c", rating=1.0)]),
     (
         {"prompt": "a", "response_a": "b", "response_b": "c", "rating": -2, "margin": 1},
         "pairs",
-        [Pair("a", "c", "b", 1.0)],
+        [Pair("a", "c", "b", 1.0, rating=2.0)],
     ),
     # soft preferences: weights p and 1 - p, the preferred side first, the margin turned round with the pair
     (
         {"prompt": "a", "response_a": "b", "response_b": "c", "pref_prob": 0.25, "margin": 1},
         "pairs",
-        [Pair("a", "c", "b", 1.0, 0.75), Pair("a", "b", "c", -1.0, 0.25)],
+        [Pair("a", "c", "b", 1.0, 0.75, pref_prob=0.75), Pair("a", "b", "c", -1.0, 0.25, pref_prob=0.25)],
     ),
     (
         {"prompt": "a", "response_a": "b", "response_b": "c", "pref_prob": 0.6},
         "pairs",
-        [Pair("a", "b", "c", 0.0, 0.6), Pair("a", "c", "b", 0.0, 0.4)],
+        [Pair("a", "b", "c", 0.0, 0.6, pref_prob=0.6), Pair("a", "c", "b", 0.0, 0.4, pref_prob=0.4)],
     ),
     (
         {"prompt": "a", "chosen": "b", "rejected": "c", "pref_prob": 0.75, "weight": 2},
         "pairs",
-        [Pair("a", "b", "c", 0.0, 1.5), Pair("a", "c", "b", 0.0, 0.5)],
+        [Pair("a", "b", "c", 0.0, 1.5, pref_prob=0.75), Pair("a", "c", "b", 0.0, 0.5, pref_prob=0.25)],
     ),
     ({"prompt": "a", "chosen": "b", "rejected": "c", "pref_prob": 1}, "pairs", [Pair("a", "b", "c")]),
     # edited > chosen > rejected: three pairs share the weight 3
@@ -178,7 +179,7 @@ BAD = [
         {"prompt": "a", "chosen": "b", "rejected": "c", "edited": "c"},
         "pairs",
         "equal sides",
-        "'edited' and 'chosen' and 'rejected'",
+        "'rejected' and 'edited' are the same",
     ),
     ({"prompt": "a", "response_a": "b", "response_b": "c", "rating": 0}, "pairs", "tie", "neither is better"),
     ({"prompt": "a", "chosen": "b", "rejected": "c", "pref_prob": 1.5}, "pairs", "out of range", r"in \[0, 1\]"),

@@ -17,14 +17,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fiducial.core.seeds import mix
 from fiducial.core.types import Demo, Encoded
 from fiducial.data.files import RowSource
-from fiducial.data.rows import BadRow, Example, Kind, parse
+from fiducial.data.preferences.grading import Grading
+from fiducial.data.rows import Example, Kind, parse
+from fiducial.data.view import BadRow
 
 TooLong = Literal["refuse", "drop", "truncate"]
 LONG = ("too long", "prompt too long")  # reasons of rows that `too_long` decides about
-JUDGED = ("tie", "unwanted")  # reasons that say nothing against the file
+JUDGED = ("tie", "slight", "unwanted")  # reasons that say nothing against the file
+UNKNOWN = 0.01  # a larger share of unknown tokens is a warning
 SHOWN = 3  # examples kept of each reason, and of usable rows
 
 Encode = Callable[[Any], list[Encoded]]
@@ -81,8 +83,16 @@ class DataReport:
     trained_tokens: int
     stop_trained: float | None  # share of completions whose stop token trains; None: no stop token, or problems
     max_length: int
+    tokens: int = 0  # of the examples, what does not train included
+    unknown: int = 0  # of them, those that stand for text which the tokenizer does not know
+    left_out: dict[str, int] = field(default_factory=dict)  # comparisons within used rankings that give no pair
     notes: list[str] = field(default_factory=list)  # what the file's reader passed over
     samples: list[Item] = field(default_factory=list)
+
+    @property
+    def unknown_share(self) -> float:
+        """Share of the tokens that stand for text which the tokenizer does not know."""
+        return self.unknown / self.tokens if self.tokens else 0.0
 
     def summary(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -97,6 +107,7 @@ class DataReport:
 
         lines = [f"{self.name} as {self.kind}: {self.used:,} of {self.rows:,} rows used"]
         lines += [warn(f"  skipped {n:,} {why}, first {self.first[why][0]}") for why, n in self.counted.items()]
+        lines += [f"  left out {n:,} comparisons within rankings: {why}" for why, n in self.left_out.items()]
         lines += [f"  {note}" for note in self.notes]
         lines.append(f"  {'tokens':<12}" + "".join(f"{head:>8}" for head in ("min", "50 %", "90 %", "99 %", "max")))
         for name, lengths in (("prompt", self.prompt), ("completion", self.completion)):
@@ -104,6 +115,10 @@ class DataReport:
                 lines.append(f"  {name:<12}" + "".join(f"{value:>8,}" for value in asdict(lengths).values()))
         if self.kind != "problems":
             lines.append(f"  {self.trained_tokens:,} tokens train")
+        if self.unknown:
+            share = f"  {self.unknown:,} of {self.tokens:,} tokens ({self.unknown_share:.2%})"
+            text = f"{share} are unknown to the tokenizer"
+            lines.append(warn(f"{text}: what they stood for is lost") if self.unknown_share > UNKNOWN else text)
         if self.truncated:
             share = f"{self.truncated:,} of {self.completions:,} completions ({self.truncated / self.completions:.1%})"
             lines.append(warn(f"  {share} cut at {self.max_length:,} tokens: they lose their stop token"))
@@ -121,7 +136,9 @@ class Dataset:
     of all rows. A row with more than `max_length` tokens follows `too_long`: "refuse" stops, "drop" skips and counts,
     "truncate" cuts completions at the end and counts; a prompt that leaves no room for a completion is never cut.
     Plain text has no end to lose: however long, it is read in blocks of `max_length`, each token training once.
-    A row of several examples is used whole or not at all. `progress(done, rows)` is called after every row.
+    A row of several examples is used whole or not at all. What ratings and ties become is `grading`'s to say. The
+    report counts the tokens `unk_id`, which stand for text that the tokenizer does not know. `progress(done, rows)` is
+    called after every row.
 
     Raises ValueError for a file that cannot be read, too many bad rows, or rows that are too long under "refuse".
     """
@@ -134,9 +151,11 @@ class Dataset:
         *,
         max_length: int,
         fields: Mapping[str, str] | None = None,
+        grading: Grading | None = None,
         too_long: TooLong = "refuse",
         max_bad: float = 0.05,
         stop_id: int | None = None,
+        unk_id: int | None = None,
         progress: Callable[[int, int], None] | None = None,
     ):
         if max_length < 1:
@@ -147,11 +166,12 @@ class Dataset:
             raise ValueError(f"max_bad is a share of the rows, in [0, 1]; it is {max_bad}")
         self.source, self.encode, self.fields = source, encode, dict(fields or {})
         self.kind: Kind = kind
+        self.grading = grading or Grading()
         self.max_length, self.too_long = max_length, too_long
         self._rows = array("q")  # row of the source that each example comes from
         self._parts = array("l")  # which of the row's examples it is
         self._lengths = array("q")  # tokens of its longest side
-        tally = self._preflight(stop_id, progress)
+        tally = self._preflight(_Tally(stop_id, unk_id), progress)
         self._refuse_long(tally)
         self._refuse_bad(tally, max_bad)
         self.report = tally.report(source, kind, max_length)
@@ -180,13 +200,9 @@ class Dataset:
         """Tokens of each example, of a pair's longer side; [N] int64."""
         return torch.tensor(self._lengths, dtype=torch.int64)
 
-    def epoch_order(self, seed: int, epoch: int) -> Tensor:
-        """A permutation of the examples, [N] int64, that depends on nothing but `seed`, `epoch` and their number."""
-        return torch.randperm(len(self), generator=torch.Generator().manual_seed(mix(seed, "epoch", epoch)))
-
-    def _items(self, row: int) -> list[Item]:
+    def _items(self, row: int, left_out: Counter[str] | None = None) -> list[Item]:
         """The examples of a row as they train. Raises BadRow."""
-        examples = parse(self.source[row], self.kind, self.fields, row)
+        examples = parse(self.source[row], self.kind, self.fields, row, self.grading, left_out)
         encoded = [self._encode(example, row) for example in examples]
         longest = max(len(side.token_ids) for sides in encoded for side in sides)
         if longest <= self.max_length:
@@ -221,14 +237,15 @@ class Dataset:
             return
         if not all(any(side.mask[1:]) for side in item.encoded):  # position 0 has no prediction
             raise BadRow("nothing to train", "none of its tokens trains")
-        if self.kind == "pairs" and item.encoded[0].token_ids == item.encoded[1].token_ids:
+        if self.kind in ("pairs", "costs") and item.encoded[0].token_ids == item.encoded[1].token_ids:
             raise BadRow("equal sides", "both sides are the same tokens" + " once cut" * bool(item.cut))
 
-    def _preflight(self, stop_id: int | None, progress: Callable[[int, int], None] | None) -> _Tally:
-        tally, rows = _Tally(stop_id), len(self.source)
+    def _preflight(self, tally: _Tally, progress: Callable[[int, int], None] | None) -> _Tally:
+        rows = len(self.source)
         for row in range(rows):
             try:
-                items = self._items(row)
+                left_out: Counter[str] = Counter()
+                items = self._items(row, left_out)
             except BadRow as bad:
                 tally.skip(bad, self.source.where(row))
             else:
@@ -238,6 +255,7 @@ class Dataset:
                     self._lengths.append(max(len(side.token_ids) for side in item.encoded))
                     tally.use(item)
                 tally.used += 1
+                tally.left_out.update(left_out)
             if progress:
                 progress(row + 1, rows)
         return tally
@@ -246,9 +264,10 @@ class Dataset:
         long = sum(tally.counted[reason] for reason in LONG)
         if self.too_long == "refuse" and long:
             raise ValueError(
-                f"{self.source.name}: {long} of {len(self.source)} rows are longer than max_length = {self.max_length} "
-                f"tokens, the longest {tally.longest:,} at {tally.longest_at}; raise max_length, or set "
-                'too_long = "drop" (skip and count) or too_long = "truncate" (cut completions and count)'
+                f"{self.source.name}: {long} of {len(self.source)} rows are longer than the {self.max_length:,} "
+                f"tokens that fit, the longest {tally.longest:,} at {tally.longest_at}; raise data.max_length or take "
+                'a model that reads more, or set data.too_long = "drop" (skip and count) or "truncate" (cut '
+                "completions and count)"
             )
 
     def _refuse_bad(self, tally: _Tally, max_bad: float) -> None:
@@ -259,7 +278,7 @@ class Dataset:
         )
         place = f"{self.source.name}: {bad} of {len(self.source)} rows cannot train as {self.kind}"
         if bad / len(self.source) > max_bad:
-            raise ValueError(f"{place}, more than max_bad = {max_bad:.0%}; repair or remove them: {told}")
+            raise ValueError(f"{place}, more than the {max_bad:.0%} that may be skipped; repair or remove them: {told}")
         if not len(self):
             raise ValueError(f"{self.source.name}: no row is left to train as {self.kind}: {told}")
 
@@ -297,9 +316,11 @@ def prompt_length(encoded: Encoded) -> int:
 class _Tally:
     """What the preflight counts on its way through the rows."""
 
-    def __init__(self, stop_id: int | None):
+    def __init__(self, stop_id: int | None, unk_id: int | None):
+        self.unk_id, self.tokens, self.unknown = unk_id, 0, 0
         self.stop_id, self.used, self.cut, self.trained, self.stopped = stop_id, 0, 0, 0, 0
         self.counted: Counter[str] = Counter()
+        self.left_out: Counter[str] = Counter()
         self.first: dict[str, list[str]] = {}
         self.prompts, self.completions = array("i"), array("i")
         self.samples: list[Item] = []
@@ -320,6 +341,8 @@ class _Tally:
             self.prompts.append(prompt)
             self.completions.append(len(side.token_ids) - prompt)
             self.trained += len(trained)
+            self.tokens += len(side.token_ids)
+            self.unknown += 0 if self.unk_id is None else side.token_ids.count(self.unk_id)
             self.stopped += self.stop_id in trained
         self.cut += item.cut
         if len(self.samples) < SHOWN:
@@ -342,13 +365,20 @@ class _Tally:
             trained_tokens=self.trained,
             stop_trained=self.stopped / measured if asked and measured else None,
             max_length=max_length,
+            tokens=self.tokens,
+            unknown=self.unknown,
+            left_out=dict(self.left_out.most_common()),
             notes=list(source.notes),
             samples=self.samples,
         )
 
 
-def colour_sample(decode: Callable[[list[int]], str], encoded: Encoded, console_colors: bool = True) -> str:
+def colour_sample(
+    decode: Callable[[list[int]], str], encoded: Encoded, console_colors: bool = True, limit: int | None = None
+) -> str:
     """The text of a row with what trains marked: on green, and the context dim; without colours in [[ ]].
+
+    Of a stretch of more than `limit` characters the middle is left out, so that what trains is in sight.
 
     >>> colour_sample(lambda ids: "".join(map(chr, ids)), Encoded([97, 98, 99], [False, True, True]), False)
     'a[[bc]]'
@@ -356,9 +386,20 @@ def colour_sample(decode: Callable[[list[int]], str], encoded: Encoded, console_
     trains = [i > 0 and trained for i, trained in enumerate(encoded.mask)]  # position 0 has no prediction
     parts = []
     for marked, run in groupby(zip(trains, encoded.token_ids, strict=True), key=itemgetter(0)):
-        text = decode([token for _, token in run])
+        text = _without_middle(decode([token for _, token in run]), limit)
         if console_colors:
             parts.append(f"\x1b[30;42m{text}\x1b[0m" if marked else f"\x1b[2m{text}\x1b[0m")
         else:
             parts.append(f"[[{text}]]" if marked else text)
     return "".join(parts)
+
+
+def _without_middle(text: str, limit: int | None) -> str:
+    """
+    >>> _without_middle("abcdefghij", 4)
+    'ab ... (6 characters) ... ij'
+    """
+    if limit is None or len(text) <= limit:
+        return text
+    half = limit // 2
+    return f"{text[:half]} ... ({len(text) - 2 * half:,} characters) ... {text[len(text) - half :]}"

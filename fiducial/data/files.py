@@ -311,10 +311,11 @@ class FolderRows(RowSource):
             split = split or (splits[0] if len(splits) == 1 else "")
             if split not in splits:
                 asked = f"no split {split!r}" if split else "several splits"
-                raise ValueError(f"{path} has {asked}; choose split from: {', '.join(splits)}")
+                first = splits[0] if splits else "SPLIT"
+                raise ValueError(f"{path} has {asked}: set data.split, or name {path / first}; {', '.join(splits)}")
             self.name, path = f"{self.name}/{split}", path / split
         elif split:
-            raise ValueError(f"{path} has no splits: leave out split = {split!r}")
+            raise ValueError(f"{path} has no splits: leave out data.split = {split!r}")
         self.data = _load_folder(path)
         self.fields = list(self.data.column_names)
         if not len(self.data):
@@ -352,7 +353,7 @@ def open_rows(path: str | os.PathLike[str], split: str = "", text_chars: int = T
     if path.is_dir():
         return FolderRows(path, split)
     if split:
-        raise ValueError(f"{path.name} has no splits: leave out split = {split!r}")
+        raise ValueError(f"{path.name} has no splits: leave out data.split = {split!r}")
     endings = [ending.lower() for ending in path.suffixes]
     packed = endings[-1:] == [".gz"]
     ending = "".join(endings[:-1][-1:] if packed else endings[-1:])
@@ -425,6 +426,33 @@ def _decode(raw: bytes, name: str, line: int = 1) -> str:
         raise ValueError(f"{name}, line {line}, byte {byte}: not UTF-8; save the file as UTF-8") from error
 
 
+class _Duplicate(Exception):
+    """A key that an object has twice, of which Python's reader would drop the first."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise _Duplicate
+    return made
+
+
+def _duplicate(text: str) -> tuple[str, int]:
+    """The first key that its object already has, and where it stands; `text` is valid JSON up to there."""
+    seen: list[set[str]] = []  # keys of the objects that are open
+    for token in re.finditer(r'"(?:[^"\\]|\\.)*"(?P<colon>\s*:)?|[{}]', text):
+        if token.group() == "{":
+            seen.append(set())
+        elif token.group() == "}":
+            seen.pop()
+        elif token["colon"]:
+            key = json.loads(token.group()[: -len(token["colon"])])
+            if key in seen[-1]:
+                return key, token.start()
+            seen[-1].add(key)
+    raise AssertionError("no key is there twice")
+
+
 class _Constant(Exception):
     """NaN, Infinity or -Infinity, which Python's reader would let pass."""
 
@@ -436,7 +464,7 @@ def _refuse_constant(word: str) -> NoReturn:
 def _parse_json(text: str, name: str, line: int = 1) -> Any:
     """The value of `text`, which starts on `line`. ValueError names line, column and reason."""
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
         hint = "; rows one a line belong in a .jsonl file" if error.msg == "Extra data" and error.lineno > 1 else ""
         place = f"line {line + error.lineno - 1}, column {error.colno}"
@@ -445,8 +473,14 @@ def _parse_json(text: str, name: str, line: int = 1) -> Any:
         word = str(error)
         tokens = re.finditer(r'"(?:[^"\\]|\\.)*"|-?[A-Za-z]+', text)
         at = next(token.start() for token in tokens if token.group() == word)
-        place = f"line {line + text.count(chr(10), 0, at)}, column {at - text.rfind(chr(10), 0, at)}"
-        raise ValueError(f"{name}, {place}: {word} is not JSON; write null or a number") from error
+        raise ValueError(f"{name}, {_place(text, at, line)}: {word} is not JSON; write null or a number") from error
+    except _Duplicate as error:
+        key, at = _duplicate(text)
+        raise ValueError(f"{name}, {_place(text, at, line)}: the key {key!r} is there twice; keep one") from error
+
+
+def _place(text: str, at: int, line: int) -> str:
+    return f"line {line + text.count(chr(10), 0, at)}, column {at - text.rfind(chr(10), 0, at)}"
 
 
 def _first_line(error: Exception) -> str:

@@ -42,7 +42,7 @@ def make(rng: Random, *, n_people: int, max_depth: int, max_width: int, n_operat
             return build(names, statements)
 
 
-def build(names: Sequence[str], statements: Sequence[Formula], roles: Sequence[str] = ("knight", "knave")) -> Problem:
+def build(names: Sequence[str], statements: Sequence[Formula], roles: Sequence[str] = logic.LEAVES) -> Problem:
     """The problem of these people and statements; `roles` are the words for who tells the truth and who lies."""
     found = logic.solutions(statements)
     if len(found) != 1:
@@ -69,7 +69,7 @@ def _a(noun: str) -> str:
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
-def say(formula: Formula, names: Sequence[str], roles: Sequence[str] = ("knight", "knave")) -> str:
+def say(formula: Formula, names: Sequence[str], roles: Sequence[str] = logic.LEAVES) -> str:
     """A formula in English; parts that have parts themselves stand in parentheses.
 
     >>> say(["iff", ["knight", 1], ["not", ["knave", 0]]], ["Zoey", "Oliver"])
@@ -93,7 +93,7 @@ def _simple(formula: Formula) -> bool:
     return formula[0] in logic.LEAVES or (formula[0] == "not" and formula[1][0] in logic.LEAVES)
 
 
-def render(solution: Sequence[bool], names: Sequence[str], roles: Sequence[str] = ("knight", "knave")) -> str:
+def render(solution: Sequence[bool], names: Sequence[str], roles: Sequence[str] = logic.LEAVES) -> str:
     """An assignment (True: tells the truth) as an answer.
 
     >>> print(render([False, True], ["Zoey", "Oliver"]))
@@ -104,7 +104,7 @@ def render(solution: Sequence[bool], names: Sequence[str], roles: Sequence[str] 
     return "\n".join(f"({i}) {name} is {_a(roles[not knight])}" for i, (name, knight) in enumerate(pairs, start=1))
 
 
-def parse(text: str, names: Sequence[str], roles: Sequence[str] = ("knight", "knave")) -> list[bool]:
+def parse(text: str, names: Sequence[str], roles: Sequence[str] = logic.LEAVES) -> list[bool]:
     """The assignment that an answer states: exactly one role per person, in any order. Otherwise a ValueError.
 
     >>> parse("Oliver is a knight, Zoey: knave", ["Zoey", "Oliver"])
