@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, Literal, Union
 
 from fiducial.core.method import KL, Method
-from fiducial.core.types import Decoding
+from fiducial.core.types import Decoding, Score
+from fiducial.data.preferences.grading import Grading
 from fiducial.methods import lookup
 
 
@@ -56,7 +57,7 @@ class Model:
     new: NewModel | None = None  # or fresh weights: the table below
     ref: str = ""  # the frozen reference; empty: the policy as the run starts
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"  # of the weights
-    autocast: bool = False  # compute in bfloat16, keep weights and optimizer in dtype
+    autocast: bool = False  # train and sample in bfloat16, keep weights and optimizer in dtype
     gradient_checkpointing: bool = False  # recompute activations: less memory, slower
     lora: Lora = Lora()
 
@@ -66,7 +67,7 @@ class Data:
     """Rows from a file, or problems and demonstrations of a task."""
 
     path: str = ""  # rows: JSONL, JSON, CSV, parquet, text, or a saved `datasets` folder
-    eval_path: str = ""  # rows to evaluate on; empty: eval.n of path's, held out
+    eval_path: str = ""  # rows to evaluate on; empty: eval.n of path's rows are held out, at most a fifth of them
     split: str = ""  # of a saved DatasetDict
     prompt_field: str = "prompt"  # how the data spells a column; likewise below
     completion_field: str = "completion"  # text to imitate, or that is labelled
@@ -76,11 +77,19 @@ class Data:
     text_field: str = "text"  # plain text
     label_field: str = "label"  # whether a completion is wanted
     messages_field: str = "messages"  # a chat
+    ratings: Literal["hard", "soft", "margin", "filter_slight"] = "hard"  # what a rating from +2 to -2 becomes
+    rating_scale: float = 0.0  # soft: sigmoid(scale x rating) is how likely the better is; margin: scale x |rating|
+    ties: Literal["drop", "half", "keep"] = "drop"  # a rating of 0: unused, both orders at half weight, or a tied pair
     too_long: Literal["refuse", "drop", "truncate"] = "refuse"  # rows of more than max_length tokens
     max_length: int = 0  # tokens of prompt and completion; 0: what the model takes
     rows: int = 2000  # problems drawn from a task
     difficulty: dict[str, Any] = field(default_factory=dict)  # of the task
     teacher: dict[str, Any] = field(default_factory=dict)  # how a task's demonstrations slip; empty: they do not
+
+    @property
+    def grading(self) -> Grading:
+        """What a rating and a tie become. ValueError where the settings do not fit together."""
+        return Grading(self.ratings, self.rating_scale, self.ties)
 
 
 @dataclass(frozen=True)
@@ -130,13 +139,20 @@ class Verdicts:
     penalty: float = -1.0  # reward of a truncated completion under sampling.truncated = "penalise"
     timeout: float = 0.0  # seconds for each call; 0: 10 for verifiers, 30 for a user's function
 
+    def reward(self, score: Score) -> float | None:
+        """What a score is worth, in training and in evaluation alike; None leaves the completion out."""
+        if score.value is not None:
+            return score.value
+        worth = self.unparseable if score.verdict == "unparseable" else self.failed
+        return None if isinstance(worth, str) else worth
+
 
 @dataclass(frozen=True)
 class Eval:
     """Measurement on what never trains."""
 
-    every: int = 0  # steps; 0: only before and after
-    n: int = 100  # problems, or rows held out
+    every: int = 0  # steps; 0: only before the first and after the last (completions of fresh weights: only after)
+    n: int = 100  # problems of a task, or rows of a file: of data.path's own rows at most a fifth
     k: int = 4  # completions of each problem
 
 
@@ -180,6 +196,11 @@ class Run:
         assert isinstance(self.kl, KL)
         return self.kl
 
+    def reward_of(self, score: Score, finish: str) -> float | None:
+        """What a completion with this score and finish earns; None leaves it out."""
+        cut = finish == "length" and self.sampling.truncated == "penalise"
+        return self.verdicts.penalty if cut else self.verdicts.reward(score)
+
     def resolved(self) -> Run:
         """The same run with the method's own settings filled in. RecipeError says what is wrong with it."""
         if not self.method:
@@ -206,7 +227,7 @@ class Run:
 
 def _check(run: Run, method: Method) -> None:
     o, s, v = run.optim, run.sampling, run.verdicts
-    _ = s.decoding  # checks its own ranges
+    _ = s.decoding, run.data.grading  # check their own ranges
     rules: list[tuple[bool, str]] = [
         (run.steps >= 1, f"steps must be at least 1; it is {run.steps}"),
         (o.lr > 0 and math.isfinite(o.lr), f"optim.lr must be positive; it is {o.lr}"),
@@ -221,10 +242,14 @@ def _check(run: Run, method: Method) -> None:
         (all(0 <= b < 1 for b in o.betas), f"optim.betas must lie in [0, 1); they are {o.betas}"),
         (0 <= v.max_failed <= 1, f"verdicts.max_failed is a share, in [0, 1]; it is {v.max_failed}"),
         (run.eval.n >= 1 and run.eval.k >= 1, "eval.n and eval.k must be at least 1"),
-        (run.eval.every >= 0, f"eval.every must be 0 (off) or more steps; it is {run.eval.every}"),
+        (run.eval.every >= 0, f"eval.every must be 0 (only before and after) or more steps; it is {run.eval.every}"),
         (run.checkpoint.every >= 0, f"checkpoint.every must be 0 or more steps; it is {run.checkpoint.every}"),
         (run.checkpoint.keep >= 1, f"checkpoint.keep must be at least 1; it is {run.checkpoint.keep}"),
         (not (run.task and run.data.path), "the recipe names both a task and data.path: keep one"),
+        (
+            run.data.ties != "keep" or "tied" in method.needs,
+            f'data.ties = "keep" is for a method that models ties, which {method.name} does not: set "drop" or "half"',
+        ),
         (bool(run.task or run.data.path), "the recipe has nothing to train on: name a task or data.path"),
         (not (run.model.path and run.model.new), "the recipe has both model.path and [model.new]: keep one"),
         (
@@ -236,20 +261,31 @@ def _check(run: Run, method: Method) -> None:
             not run.penalty.weight or method.feed == "groups" or run.penalty.place == "loss",
             f"{method.name} has no rewards to put a KL in: set kl.place = 'loss'",
         ),
-        (method.feed == "groups" or not run.reward, f"{method.name} learns from {method.feed} and takes no reward"),
+        (method.judged or not run.reward, f"{method.name} judges no completions and takes no reward"),
         (method.per == "row" or run.per != "row", f"{method.name}'s loss is per token: per = 'row' does not fit"),
         (method.per != "row" or run.per == "row", f"{method.name}'s loss is one number a row: per must stay 'row'"),
     ]
-    if method.feed == "groups":
-        rules += [
-            (s.n >= method.min_group, f"{method.name} needs sampling.n of at least {method.min_group}; it is {s.n}"),
-            (s.temperature > 0, "sampling.temperature must be positive in training: greedy samples teach nothing"),
-        ]
     if run.model.lora.rank and run.model.ref:
         rules.append((False, "with model.lora the reference is the base model itself: leave model.ref empty"))
-    for fine, message in rules:
+    for fine, message in [*rules, *_sampling_rules(run, method)]:
         if not fine:
             raise RecipeError(message)
+
+
+def _sampling_rules(run: Run, method: Method) -> list[tuple[bool, str]]:
+    """What must hold of a step's examples and of completions."""
+    o, s = run.optim, run.sampling
+    examples = o.batch * (s.n if method.samples else 1)
+    product = "optim.batch x sampling.n" if method.samples else "optim.batch"
+    few = f"optim.minibatches = {o.minibatches} is more than the {examples} examples of a step ({product}): lower it"
+    if method.samples:
+        return [
+            (s.n >= method.min_group, f"{method.name} needs sampling.n of at least {method.min_group}; it is {s.n}"),
+            (s.temperature > 0, "sampling.temperature must be positive in training: greedy samples teach nothing"),
+            (o.minibatches <= examples, few),
+        ]
+    same = f"sampling.temperature = 0 would draw the same completion eval.k = {run.eval.k} times: set eval.k = 1"
+    return [(o.minibatches <= examples, few), (s.temperature > 0 or run.eval.k == 1 or not run.task, same)]
 
 
 def read_recipe(path: str | Path, over: dict[str, Any] | None = None) -> Run:
@@ -263,9 +299,46 @@ def read_recipe(path: str | Path, over: dict[str, Any] | None = None) -> Run:
         raise RecipeError(f"recipe {path} is not valid TOML: {error}") from error
     from_table(Run, over)  # a wrong flag is told as a flag, before the file is blamed
     try:
-        return from_table(Run, merge(table, over))
+        return from_table(Run, merge(without_rivals(table, over), over))
     except RecipeError as error:
         raise RecipeError(f"recipe {path}: {error}") from error
+
+
+# Settings of which a run has one: where a flag names the one, the file's other gives way.
+RIVALS: dict[tuple[str, ...], tuple[tuple[str, ...], ...]] = {
+    ("model", "path"): (("model", "new"),),
+    ("model", "new"): (("model", "path"),),
+    ("task",): (("data", "path"), ("data", "eval_path"), ("data", "split")),
+    ("data", "path"): (("task",), ("data", "difficulty"), ("data", "teacher")),
+}
+
+
+def without_rivals(table: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`table` without the settings that cannot stand beside those of `over`.
+
+    >>> without_rivals({"model": {"new": {"layers": 2}, "dtype": "float32"}}, {"model": {"path": "runs/sft/model"}})
+    {'model': {'dtype': 'float32'}}
+    """
+    for wins, losers in RIVALS.items():
+        if _lookup(over, wins):
+            for key in losers:
+                table = _without(table, key)
+    return table
+
+
+def _lookup(table: Any, key: tuple[str, ...]) -> Any:
+    for part in key:
+        table = table.get(part) if isinstance(table, dict) else None
+    return table
+
+
+def _without(table: dict[str, Any], key: tuple[str, ...]) -> dict[str, Any]:
+    head, *rest = key
+    if head not in table:
+        return table
+    if rest and isinstance(table[head], dict):
+        return {**table, head: _without(table[head], tuple(rest))}
+    return {name: value for name, value in table.items() if name != head}
 
 
 def merge(table: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -323,7 +396,19 @@ def _convert(kind: Any, value: Any, key: str) -> Any:
     plain = origin or kind
     if kind is Any or (isinstance(value, plain) and not (isinstance(value, bool) and kind is not bool)):
         return value
-    raise RecipeError(f"{key} must be {getattr(plain, '__name__', plain)}; it is {value!r}")
+    raise RecipeError(f"{key} must be {_spoken(kind, plain)}; it is {value!r}")
+
+
+def _spoken(kind: Any, plain: Any) -> str:
+    """A type as a recipe writes it: TOML knows no tuples.
+
+    >>> _spoken(tuple[str, ...], tuple), _spoken(int, int)
+    ('a list of strings', 'a whole number')
+    """
+    names = {int: "a whole number", float: "a number", str: "a string", bool: "true or false", dict: "a table"}
+    if plain is tuple:
+        return f"a list of {'strings' if typing.get_args(kind)[0] is str else 'numbers'}"
+    return names.get(plain, str(plain))
 
 
 def _convert_union(options: tuple[Any, ...], value: Any, key: str) -> Any:

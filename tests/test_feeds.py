@@ -1,6 +1,7 @@
 """Verdicts to rewards, truncation, filtering, dropped tokens, places in a step, temperature."""
 
 import math
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -11,8 +12,30 @@ from hypothesis import strategies as st
 from fiducial.config import Optim, Run, Sampling, Verdicts
 from fiducial.core.tokens import collate
 from fiducial.core.types import Encoded, Rollout, Score
-from fiducial.train.feeds import _with_spread, collate_rollouts, settle
+from fiducial.data import Dataset, ListRows
+from fiducial.train.feeds import Order, _with_spread, collate_rollouts, settle
 from fiducial.train.loop import updates
+
+
+def rows(number: int) -> Dataset:
+    source = ListRows([{"text": "x"}] * number)
+    return Dataset(source, "demos", lambda example: [Encoded([1, 2], [False, True])], max_length=9)
+
+
+def test_the_order_of_an_epoch_depends_on_seed_and_epoch_alone():
+    orders = {(seed, epoch): Order(rows(50), seed).take(50 * epoch, 50) for seed in range(4) for epoch in range(4)}
+    assert len({tuple(order) for order in orders.values()}) == 16  # (0, 1) and (1, 0) differ too
+    assert all(sorted(order) == list(range(50)) for order in orders.values())
+    one = Order(rows(50), 2)
+    for epoch in (3, 0, 2):  # in any order, and cut anywhere
+        assert one.take(50 * epoch, 20) + one.take(50 * epoch + 20, 30) == orders[2, epoch]
+    assert set(Order(rows(50), 0, keep=[4, 7, 9]).take(0, 3)) == {4, 7, 9}
+
+
+def test_orders_of_epochs_are_fair():
+    seen = Counter(tuple(Order(rows(3), 0).take(3 * epoch, 3)) for epoch in range(1200))
+    # 6 orders, 200 expected of each; standard deviation sqrt(1200 * 1/6 * 5/6) = 12.9, so 5 of them are 65
+    assert len(seen) == 6 and all(abs(count - 200) < 65 for count in seen.values())
 
 
 def roll(reward=1.0, group=0, finish="stop", logprobs=(-0.5, -0.5)):
@@ -104,5 +127,6 @@ def test_ranking_accuracy_counts_a_tie_half():
 
     batch = collate([Encoded([0, 1], [False, True])] * 2, pairs=True)
     meter = Meter()
-    measure_pairs(Run(), {"chosen_logprobs": torch.zeros(1), "rejected_logprobs": torch.zeros(1)}, {}, batch, meter)
+    sides = {f"{side}_{what}": torch.ones(1) for side in ("chosen", "rejected") for what in ("logprobs", "lengths")}
+    measure_pairs(Run(), sides, {}, batch, {}, meter)
     assert meter.reduce(Runtime())["ranking_accuracy"] == 0.5

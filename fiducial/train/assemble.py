@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from itertools import islice
 from pathlib import Path
@@ -13,24 +13,24 @@ from random import Random
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
 
 from fiducial import models
 from fiducial.config import Data, RecipeError, Run
 from fiducial.core.method import Method
 from fiducial.core.seeds import mix
-from fiducial.core.types import Demo, Encoded, Label, Pair, Problem, Reward, Sampler, Tokens
-from fiducial.data import BadRow, Dataset, Example, Kind, ListRows, RowSource, open_rows, tasks
+from fiducial.core.types import Demo, Encoded, Label, Pair, Problem, Reward, Sampler
+from fiducial.data import BadRow, Dataset, Example, ListRows, RowSource, open_rows, tasks
 from fiducial.evals.judges import judge
 from fiducial.models.chat import encode, encode_prompt
 from fiducial.sampling.local import LocalSampler
+from fiducial.train.anchors import Anchor
 from fiducial.train.feeds import GroupFeed, RowFeed
 from fiducial.train.learner import Learner
 from fiducial.train.loop import Parts
 from fiducial.train.runtime import Runtime
+from fiducial.train.selected import SelectFeed
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
-KINDS: dict[str, Kind] = {"demos": "demos", "pairs": "pairs", "labels": "labels", "groups": "problems"}
 TOKENIZER_ROWS = 20_000  # rows that a fresh tokenizer is trained on
 
 
@@ -65,24 +65,30 @@ def assemble(
     data = read(run, method, source, tokenizer, model)
     tell(data.report.render())
     keep, out = split(run, data, held_source is not None)
+    _enough(run, data, keep)
+    if held_source is None:
+        tell(_held_out(run, data, out))
     held = read(run, method, held_source, tokenizer, model) if held_source is not None else data
     held_rows = list(range(min(len(held), run.eval.n))) if held_source is not None else out
     trained = wrap(run, method, model)
     temperature = run.sampling.temperature if method.feed == "groups" else 1.0
     learner = Learner(trained, method.learns, temperature, run.model.autocast).to(runtime.device)
-    ref = reference(run, method, learner, tokenizer, runtime)
+    anchors = reference(run, method, learner, tokenizer, runtime)
     sampler, hand_over, verify = None, lambda version: None, None
-    if method.feed == "groups" or (run.task and method.learns == "policy"):
+    if method.samples or (run.task and method.learns == "policy"):
         sampler, hand_over = make_sampler(trained, tokenizer, learner, runtime)
-    if method.feed == "groups":
+    if method.judged:
         verify = make_reward(run)
     runtime.shard(learner)
-    if method.feed == "groups":
-        assert sampler and verify
-        feed: Any = GroupFeed(run, method, data, sampler, verify, runtime, keep)
+    if method.samples:
+        writer = sampler
+        if method.sampled_by == "ref":
+            writer = LocalSampler(anchors["ref"].learner.model, tokenizer, autocast=learner.autocast)
+        assert writer
+        feed: Any = (SelectFeed if method.select else GroupFeed)(run, method, data, writer, verify, runtime, keep)
     else:
-        feed = RowFeed(run, data, runtime, keep)
-    parts = Parts(learner, feed, ref, hand_over, runtime)
+        feed = RowFeed(run, method, data, runtime, keep)
+    parts = Parts(learner, feed, anchors, hand_over, runtime)
     return Assembly(
         run, method, parts, trained, tokenizer, data, held if held_rows else None, held_rows, sampler, verify
     )
@@ -99,11 +105,11 @@ def sources(run: Run, method: Method, part: str) -> RowSource | None:
     task = tasks.get(run.task)
     number = run.data.rows if part == "train" else run.eval.n
     found = tasks.problems(task, number, cast(Any, part), run.seed, **run.data.difficulty)
-    if method.feed == "groups":
+    if method.kind == "problems":
         return ListRows([{"prompt": p.prompt, **p.fields} for p in found], f"{task.id} ({part})")
-    if method.feed != "demos":
+    if method.kind != "demos":
         raise RecipeError(
-            f"{method.name} learns from {method.feed}; the task {task.id} gives problems and demonstrations"
+            f"{method.name} learns from {method.kind}; the task {task.id} gives problems and demonstrations"
         )
     rows = []
     for place, problem in enumerate(found):
@@ -127,7 +133,7 @@ def read(run: Run, method: Method, source: RowSource | None, tokenizer: Any, mod
     if run.data.max_length > limit:
         raise RecipeError(f"data.max_length = {run.data.max_length} is more than the model reads ({limit} tokens)")
     longest = run.data.max_length or limit
-    if method.feed == "groups":
+    if method.kind == "problems":
         longest = min(longest, limit - run.sampling.max_new_tokens)
         if longest < 1:
             raise RecipeError(
@@ -136,19 +142,33 @@ def read(run: Run, method: Method, source: RowSource | None, tokenizer: Any, mod
             )
     return Dataset(
         source,
-        KINDS[method.feed],
-        encoder(tokenizer, source.whole),
+        method.kind,
+        encoder(tokenizer, source.whole, method.rows == "joint"),
         max_length=longest,
         fields=renamed(run.data),
+        grading=run.data.grading,
         too_long=run.data.too_long,
         stop_id=tokenizer.eos_token_id if source.whole else None,
+        unk_id=unknown_id(tokenizer),
     )
 
 
-def encoder(tokenizer: Any, whole: bool = True) -> Callable[[Example], list[Encoded]]:
-    """Example -> token ids, as `data.Dataset` wants it. Texts that are not `whole` get no stop token at their end."""
+def unknown_id(tokenizer: Any) -> int | None:
+    """The token of text that the tokenizer does not know. None where it knows all, and lends a special token's id."""
+    unknown = tokenizer.unk_token_id
+    return None if unknown in (tokenizer.eos_token_id, tokenizer.bos_token_id) else unknown
+
+
+def encoder(tokenizer: Any, whole: bool = True, joint: bool = False) -> Callable[[Example], list[Encoded]]:
+    """Example -> token ids, as `data.Dataset` wants it. Texts that are not `whole` get no stop token at their end.
+
+    `joint` writes both sides of a pair into one text, in either order.
+    """
 
     def encode_example(example: Example) -> list[Encoded]:
+        if joint and isinstance(example, Pair):
+            sides = (example.chosen, example.rejected)
+            return [models.encode_joint(tokenizer, example.prompt, *both) for both in (sides, sides[::-1])]
         if isinstance(example, Pair):
             return [encode(tokenizer, example.prompt, side) for side in (example.chosen, example.rejected)]
         if isinstance(example, Demo | Label):
@@ -177,6 +197,27 @@ def split(run: Run, data: Dataset, own_source: bool) -> tuple[list[int] | None, 
     return [j for j, lot in enumerate(lots) if lot >= limit], held
 
 
+def _enough(run: Run, data: Dataset, keep: list[int] | None) -> None:
+    """Refuse a step that is larger than the data: it would train on one row several times at once."""
+    there = len(data) if keep is None else len(keep)
+    if run.optim.batch > there:
+        held = f" ({len(data) - there} of {len(data)} are held out)" if keep is not None else ""
+        raise RecipeError(
+            f"optim.batch = {run.optim.batch} is more than the {there} examples that {data.source.name} gives to train "
+            f"on{held}: set it to {there} or less, or one step would train on the same example twice"
+        )
+
+
+def _held_out(run: Run, data: Dataset, out: list[int]) -> str:
+    """What a person should know of the examples that never train."""
+    if not out:
+        return f"  {len(data)} examples are too few to hold any out: nothing is evaluated; name a data.eval_path"
+    if run.eval.n > 0.2 * len(data.source):
+        told = f"eval.n = {run.eval.n} asked, {len(out)} held out: about a fifth of {len(data.source):,} rows, by lot"
+        return f"  {told}; data.eval_path can name more"
+    return f"  {len(out):,} of {len(data):,} examples held out: about eval.n = {run.eval.n} rows"
+
+
 # -- models ------------------------------------------------------------------------------------------------------------
 
 
@@ -197,14 +238,15 @@ def load_model(
     elif folder is not None and folder.is_dir():
         tokenizer = models.load_tokenizer(folder)
     else:
-        tokenizer = models.train_tokenizer(texts(source), new.tokenizer, new.vocab_size)
+        with under("model.new"):
+            tokenizer = models.train_tokenizer(texts(source), new.tokenizer, new.vocab_size)
         if folder is not None and runtime.first:  # at once: a run that is killed here must find all of it or nothing
             beside = folder.with_name(f".{folder.name}")
             shutil.rmtree(beside, ignore_errors=True)
             tokenizer.save_pretrained(str(beside))
             beside.rename(folder)
-    model = models.new(
-        models.DecoderConfig(
+    with under("model.new"):
+        config = models.DecoderConfig(
             vocab_size=len(tokenizer),
             hidden=new.hidden,
             layers=new.layers,
@@ -215,12 +257,20 @@ def load_model(
             pad_id=tokenizer.pad_token_id,
             bos_id=tokenizer.bos_token_id,
             eos_ids=(tokenizer.eos_token_id,),
-        ),
-        seed=mix(run.seed, "weights"),
-    ).to(dtype)
+        )
+    model = models.new(config, seed=mix(run.seed, "weights")).to(dtype)
     if method.learns == "reward_model":
         model = models.RewardModel(model, seed=mix(run.seed, "head"))
     return model.to(runtime.device), tokenizer
+
+
+@contextmanager
+def under(table: str) -> Iterator[None]:
+    """A wrong setting is named as the recipe writes it; what `models` says of it begins with its name."""
+    try:
+        yield
+    except ValueError as error:
+        raise RecipeError(f"{table}.{error}") from error
 
 
 def texts(source: RowSource) -> Iterable[str]:
@@ -249,23 +299,25 @@ def wrap(run: Run, method: Method, model: Any) -> Any:
                 "model.lora trains policies; a reward model trains all its weights: set model.lora.rank = 0"
             )
         lora = run.model.lora
-        model = models.add_lora(model, lora.rank, lora.alpha, targets=lora.targets)
+        with under("model.lora"):
+            model = models.add_lora(model, lora.rank, lora.alpha, targets=lora.targets)
     if run.model.gradient_checkpointing:
         model.set_gradient_checkpointing(True)
     return model
 
 
-def reference(
-    run: Run, method: Method, policy: Learner, tokenizer: Any, runtime: Runtime
-) -> Callable[[Tokens, bool], dict[str, Tensor]] | None:
-    """The frozen reference, if loss or KL ask for one: the policy as it starts, or the recipe's `model.ref`."""
-    if not (run.penalty.weight > 0 or any(name.startswith("ref_") for name in method.needs)):
-        return None
-    without_adapter: Any = nullcontext
+def reference(run: Run, method: Method, policy: Learner, tokenizer: Any, runtime: Runtime) -> dict[str, Anchor]:
+    """The reference, if loss, KL or schedule ask for one: the policy as it starts, or the recipe's `model.ref`."""
+    asked = any(name.startswith("ref_") for name in method.needs_with(run.hparams))
+    moves = "ref" in method.anchors
+    if not (run.penalty.weight > 0 or asked or moves):
+        return {}
+    if run.model.lora.rank and not moves:
+        # The base model is inside: no second copy, and spread over ranks as the policy is.
+        return {"ref": Anchor(policy, off=models.disabled_adapter)}
     if run.model.lora.rank:
-        learner = policy  # the base model is inside: no second copy, and spread over ranks as the policy is
-        without_adapter = models.disabled_adapter
-    elif run.model.ref:
+        _hard_only(run, method)
+    if run.model.ref:
         frozen, ref_tokenizer = models.load(run.model.ref, DTYPES[run.model.dtype], runtime.device)
         if ref_tokenizer.get_vocab() != tokenizer.get_vocab():
             raise RecipeError(
@@ -275,19 +327,24 @@ def reference(
         learner.requires_grad_(False)
     else:
         learner = copy.deepcopy(policy).requires_grad_(False)
+    return {"ref": Anchor(learner, moves)}
 
-    def score(batch: Tokens, want_logits: bool) -> dict[str, Tensor]:
-        with torch.no_grad(), without_adapter(policy.model):
-            return learner(batch, want_logits)
 
-    return score
+def _hard_only(run: Run, method: Method) -> None:
+    """A share of two adapters' factors is no share of their products, so an adapter's reference moves whole."""
+    shares = {method.share_moved("ref", step, run.steps, run.hparams) for step in range(run.steps)}
+    if not shares <= {0.0, 1.0}:
+        raise RecipeError(
+            f"with model.lora the reference moves as a whole or not at all; {method.name} would move it by "
+            f"{max(shares - {1.0}):g}: set hparams.alpha = 1, or model.lora.rank = 0"
+        )
 
 
 # -- sampling and rewards ----------------------------------------------------------------------------------------------
 
 
 def make_sampler(
-    policy: Any, tokenizer: Any, learner: nn.Module, runtime: Runtime
+    policy: Any, tokenizer: Any, learner: Learner, runtime: Runtime
 ) -> tuple[Sampler, Callable[[int], None]]:
     """The sampler, and what hands it the weights of a new version.
 
@@ -295,9 +352,9 @@ def make_sampler(
     ranks draw different numbers of tokens and must not wait for each other inside a forward pass.
     """
     if runtime.world == 1:
-        sampler = LocalSampler(policy, tokenizer)
+        sampler = LocalSampler(policy, tokenizer, autocast=learner.autocast)
         return sampler, lambda version: sampler.update(None, version)
-    sampler = LocalSampler(copy.deepcopy(policy).to(runtime.device), tokenizer)
+    sampler = LocalSampler(copy.deepcopy(policy).to(runtime.device), tokenizer, autocast=learner.autocast)
 
     def hand_over(version: int) -> None:
         state = runtime.full_state(learner)

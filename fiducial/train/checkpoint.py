@@ -23,18 +23,18 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from fiducial.store import sync_folder
-from fiducial.train.learner import Learner
-from fiducial.train.loop import State, TrainingError
+from fiducial.train.loop import Parts, State, TrainingError
 
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 _NAME = re.compile(r"step-(\d+)")
 
 
-def collect(learner: Learner, state: State) -> dict[str, Any]:
+def collect(parts: Parts, state: State) -> dict[str, Any]:
     """All that a run needs to go on, gathered from all ranks. Random draws are functions of the step: none to save."""
     # Before its first step an optimizer has no state, and asking torch for it makes some: AdamW would count a step.
-    begun = bool(state.optimizer.state)
+    begun, learner = bool(state.optimizer.state), parts.learner
     return {
+        "anchors": {name: anchor.state() for name, anchor in parts.anchors.items() if anchor.moves},
         "model": get_model_state_dict(learner, options=_WHOLE),
         "optimizer": get_optimizer_state_dict(learner, state.optimizer, options=_WHOLE) if begun else {},
         "credit": state.credit,
@@ -42,8 +42,11 @@ def collect(learner: Learner, state: State) -> dict[str, Any]:
     }
 
 
-def restore(learner: Learner, state: State, saved: dict[str, Any]) -> None:
+def restore(parts: Parts, state: State, saved: dict[str, Any]) -> None:
     """Put a run back where `collect` found it, on any number of ranks."""
+    learner = parts.learner
+    for name, weights in saved["anchors"].items():
+        parts.anchors[name].restore(weights)
     set_model_state_dict(learner, saved["model"], options=_WHOLE)
     if saved["optimizer"]:
         set_optimizer_state_dict(learner, state.optimizer, saved["optimizer"], options=_WHOLE)

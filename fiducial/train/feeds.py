@@ -1,4 +1,5 @@
-"""Where batches come from: rows of a data set, or problems whose completions are sampled, scored and credited.
+"""Where batches come from: rows of a data set, or problems whose completions are sampled, scored, and credited or
+selected from.
 
 A batch is a function of the run's seed and the step, so a feed has no position to save.
 """
@@ -22,6 +23,7 @@ from fiducial.core.tokens import collate, pad
 from fiducial.core.types import (
     FAILED,
     VERDICTS,
+    Demo,
     Encoded,
     Label,
     Pair,
@@ -34,13 +36,21 @@ from fiducial.core.types import (
     Tokens,
 )
 from fiducial.data import Dataset, Item
+from fiducial.data.dataset import prompt_length
+from fiducial.rewards import RewardError
+from fiducial.rewards.verdicts import told
+from fiducial.train.learner import PER_PAIR
 from fiducial.train.loop import TrainingError
 from fiducial.train.measure import Meter
 from fiducial.train.runtime import Runtime
 
 
 class Order:
-    """An endless shuffled stream over some rows of a data set: each epoch its own permutation, from (seed, epoch)."""
+    """An endless shuffled stream over some examples of a data set: each epoch its own permutation, from (seed, epoch).
+
+    The pairs of one row (a ranking's, a soft preference's two sides) stay together, so that they meet in one step and a
+    response of many pairs is not one that many updates fit (Ouyang et al. 2022, section 3.5).
+    """
 
     def __init__(self, rows: Dataset, seed: int, keep: Sequence[int] | None = None):
         self.rows, self.seed = rows, seed
@@ -56,23 +66,48 @@ class Order:
             epoch, place = divmod(position, len(self.keep))
             if epoch != self._epoch:
                 draw = torch.Generator().manual_seed(mix(self.seed, "order", epoch))
-                self._epoch, self._permutation = epoch, torch.randperm(len(self.keep), generator=draw)
+                self._epoch, self._permutation = epoch, self._shuffled(draw)
             out.append(self.keep[int(self._permutation[place])])
         return out
+
+    def _shuffled(self, draw: torch.Generator) -> torch.Tensor:
+        """A permutation of the places in `keep`."""
+        if self.rows.kind not in ("pairs", "costs"):
+            return torch.randperm(len(self.keep), generator=draw)
+        _, row = torch.tensor([self.rows.row(j) for j in self.keep]).unique(return_inverse=True)
+        lot = torch.randperm(int(row.max()) + 1, generator=draw)
+        return lot[row].argsort(stable=True)
 
 
 class RowFeed:
     """Batches of demonstrations, pairs or labels."""
 
-    def __init__(self, run: Run, rows: Dataset, runtime: Runtime, keep: Sequence[int] | None = None):
-        self.run, self.rows, self.runtime = run, rows, runtime
+    def __init__(self, run: Run, method: Method, rows: Dataset, runtime: Runtime, keep: Sequence[int] | None = None):
+        self.run, self.method, self.rows, self.runtime = run, method, rows, runtime
         self.order = Order(rows, run.seed, keep)
 
     def batch(self, step: int, meter: Meter) -> Tokens:
         size = self.run.optim.batch
-        places, mine = zip(*self.runtime.mine(list(enumerate(self.order.take(step * size, size)))), strict=True)
+        taken = self.order.take(step * size, size)
+        places = self.runtime.mine(list(range(size)))
         meter.peak("epoch", (step + 1) * size / len(self.order.keep))
-        return locate(collate_examples([self.rows[j] for j in mine]), places, size)
+        batch = locate(collate_examples([self.rows[taken[place]] for place in places]), places, size)
+        if "batch_kl" in self.method.needs:
+            batch.mismatched = mismatched(self.rows, taken, places)
+        return batch
+
+
+def mismatched(rows: Dataset, taken: Sequence[int], places: Sequence[int]) -> Tokens:
+    """The prompt of each example at `places` of a step with the completion of the example before it, cyclically."""
+    if len(taken) < 2:
+        raise RecipeError("a mean over mismatched completions needs two examples a step: set optim.batch to 2 or more")
+    mixed = []
+    for place in places:
+        own, other = rows[taken[place]].encoded[0], rows[taken[place - 1]].encoded[0]
+        start, cut = prompt_length(own), prompt_length(other)
+        ids = [*own.token_ids[:start], *other.token_ids[cut:]][: rows.max_length]
+        mixed.append(Encoded(ids, [*own.mask[:start], *other.mask[cut:]][: rows.max_length]))
+    return collate(mixed)
 
 
 def locate(batch: Tokens, places: Sequence[int], size: int) -> Tokens:
@@ -88,7 +123,9 @@ def collate_examples(rows: Sequence[Item]) -> Tokens:
     if items and isinstance(items[0], Pair):
         encoded = [row.encoded[0] for row in rows] + [row.encoded[1] for row in rows]
         batch = collate(encoded, weight=[p.weight for p in items] * 2, pairs=True)
-        batch.extra["margin"] = torch.tensor([p.margin for p in items] * 2, dtype=torch.float32)
+        for name in PER_PAIR:
+            values = [getattr(pair, name) for pair in items] * 2
+            batch.extra[name] = torch.tensor(values, dtype=torch.bool if name == "tied" else torch.float32)
     else:
         batch = collate([row.encoded[0] for row in rows], weight=[item.weight for item in items])
     if items and isinstance(items[0], Label):
@@ -105,7 +142,7 @@ class GroupFeed:
         method: Method,
         problems: Dataset,
         sampler: Sampler,
-        reward: Reward,
+        reward: Reward | None,
         runtime: Runtime,
         keep: Sequence[int] | None = None,
     ):
@@ -115,19 +152,28 @@ class GroupFeed:
         self.rollouts: list[Rollout] = []  # the last step's, for the journal
 
     def batch(self, step: int, meter: Meter) -> Tokens:
-        began = time.perf_counter()
-        rollouts, problems = self.sample(step)
-        sampled = time.perf_counter()
-        fields = [{**problem.fields, "prompt": problem.prompt} for problem in problems]
-        scores = self.reward([r.completion for r in rollouts], fields) if rollouts else []
-        meter.seconds("sample", sampled - began)
-        meter.seconds("reward", time.perf_counter() - sampled)
-        self.rollouts = [settle(self.run, r, s) for r, s in zip(rollouts, scores, strict=True)]
-        self.tell(step, meter)
+        self.rollouts = self.scored(step, meter)
         kept = [r for r in self.rollouts if r.reward is not None]
         if self.run.sampling.filter_groups:
             kept = _with_spread(kept)
         return collate_rollouts(kept, self.run)
+
+    def scored(self, step: int, meter: Meter) -> list[Rollout]:
+        """This rank's completions of a step, each with its score and reward."""
+        began = time.perf_counter()
+        rollouts, problems = self.sample(step)
+        sampled = time.perf_counter()
+        meter.seconds("sample", sampled - began)
+        if self.reward is not None:
+            fields = [{**problem.fields, "prompt": problem.prompt} for problem in problems]
+            try:
+                scores = self.reward([r.completion for r in rollouts], fields) if rollouts else []
+            except RewardError as error:
+                raise RewardError(f"step {step + 1}: {error}") from error
+            rollouts = [settle(self.run, r, s) for r, s in zip(rollouts, scores, strict=True)]
+            meter.seconds("reward", time.perf_counter() - sampled)
+        self.tell(step, rollouts, meter)
+        return rollouts
 
     def sample(self, step: int) -> tuple[list[Rollout], list[Problem]]:
         """This rank's completions of a step and the problem of each. Seeds depend on a problem's place in the step."""
@@ -135,25 +181,23 @@ class GroupFeed:
         places = list(enumerate(self.order.take(step * size, size)))
         requests, problems = [], []
         for place, j in self.runtime.mine(places):
-            item = self.problems[j]
-            problem, ids = cast(Problem, item.example), item.encoded[0].token_ids
+            problem, ids = asked(self.problems[j])
             for copy in range(run.sampling.n):
                 seed = mix(run.seed, "sample", step, place, copy)
                 requests.append(Request(ids, seed, problem.prompt, group=place))
                 problems.append(problem)
         return self.sampler.sample(requests, run.sampling.decoding), problems
 
-    def tell(self, step: int, meter: Meter) -> None:
-        """Metrics of the last rollouts; stops the run when too many could not be judged."""
-        rollouts = self.rollouts
+    def tell(self, step: int, rollouts: list[Rollout], meter: Meter) -> None:
+        """Metrics of the step's rollouts; stops the run when too many could not be judged."""
         verdicts = Counter(r.score.verdict for r in rollouts if r.score)
         failed = sum(self.runtime.gather(sum(verdicts[v] for v in FAILED)))
         number = sum(self.runtime.gather(len(rollouts)))
         if number and failed / number > self.run.verdicts.max_failed:
-            whys = [r.score.why for r in rollouts if r.score and r.score.verdict in FAILED]
+            first = next((r for r in rollouts if r.score and r.score.verdict in FAILED), None)
             raise TrainingError(
                 f"step {step + 1}: {failed} of {number} completions could not be judged, over verdicts.max_failed = "
-                f"{self.run.verdicts.max_failed}; the first: {whys[0] if whys else 'on another rank'}"
+                f"{self.run.verdicts.max_failed}; the first: {_failure(first) if first else 'on another rank'}"
             )
         for verdict in VERDICTS:
             meter.add(f"verdict/{verdict}", verdicts[verdict], len(rollouts))
@@ -175,9 +219,35 @@ class GroupFeed:
             meter.add("reward_std", spread, 1.0)
             meter.add("frac_reward_zero_std", float(spread < 1e-8), 1.0)
         for name in {name for r in rollouts if r.score for name in r.score.parts}:
-            parts = [r.score.parts[name].value for r in rollouts if r.score and name in r.score.parts]
-            known = [value for value in parts if value is not None]
+            parts = [r.score.parts[name] for r in rollouts if r.score and name in r.score.parts]
+            known = [value for part in parts if (value := self.run.verdicts.reward(part)) is not None]
             meter.add(f"rewards/{name}/mean", sum(known), len(known))
+
+
+def asked(item: Item) -> tuple[Problem, list[int]]:
+    """What completions are sampled of: a problem, or a demonstration's prompt up to its last turn."""
+    ids = item.encoded[0].token_ids
+    if isinstance(item.example, Problem):
+        return item.example, ids
+    demo = cast(Demo, item.example)
+    return Problem(demo.prompt, {}, demo.index), ids[: last_turn(item.encoded[0])]
+
+
+def last_turn(encoded: Encoded) -> int:
+    """Where the last run of tokens that train begins.
+
+    >>> last_turn(Encoded([1, 2, 3, 4, 5], [False, True, False, True, True]))
+    3
+    """
+    end = len(encoded.mask) - encoded.mask[::-1].index(True)
+    return end - next((k for k, trains in enumerate(reversed(encoded.mask[:end])) if not trains), end)
+
+
+def _failure(rollout: Rollout) -> str:
+    """Which completion could not be judged, and why."""
+    assert rollout.score
+    limit = " (verdicts.timeout is that limit)" if rollout.score.verdict == "timeout" else ""
+    return f"{told(rollout.completion, rollout.prompt)}: {rollout.score.why}{limit}"
 
 
 def _groups(rollouts: Sequence[Rollout]) -> dict[int, list[Rollout]]:
@@ -196,16 +266,11 @@ def _with_spread(rollouts: list[Rollout]) -> list[Rollout]:
 
 def settle(run: Run, rollout: Rollout, score: Score) -> Rollout:
     """The rollout with its score and the reward that the recipe makes of it; None leaves it out of training."""
-    verdicts, value = run.verdicts, score.value
-    if value is not None and not math.isfinite(value):
-        raise TrainingError(f"the reward of a completion is {value}: a reward must be a finite number. {score.why}")
-    if score.verdict == "unparseable":
-        value = None if verdicts.unparseable == "drop" else verdicts.unparseable
-    elif score.verdict in FAILED:
-        value = None if verdicts.failed == "drop" else verdicts.failed
-    if rollout.finish == "length" and run.sampling.truncated == "penalise":
-        value = verdicts.penalty
-    return replace(rollout, score=score, reward=value)
+    if score.value is not None and not math.isfinite(score.value):
+        raise TrainingError(
+            f"the reward of a completion is {score.value}: a reward must be a finite number. {score.why}"
+        )
+    return replace(rollout, score=score, reward=run.reward_of(score, rollout.finish))
 
 
 def collate_rollouts(rollouts: Sequence[Rollout], run: Run) -> Tokens:
@@ -215,13 +280,8 @@ def collate_rollouts(rollouts: Sequence[Rollout], run: Run) -> Tokens:
         return nothing(run)
     rows = []
     for r in rollouts:
-        trains = not (skip and r.finish == "length")
-        rows.append(
-            Encoded(
-                r.token_ids,
-                [trains and m and math.isfinite(p) for m, p in zip(r.mask, r.sampler_logprobs, strict=True)],
-            )
-        )
+        row = trainable(r)
+        rows.append(Encoded(row.token_ids, [False] * len(row.mask)) if skip and r.finish == "length" else row)
     batch = collate(rows, group=[r.group for r in rollouts])
     width = batch.input_ids.shape[1]
     batch.extra["sampler_logprobs"] = pad([r.sampler_logprobs for r in rollouts], torch.float32, width)
@@ -233,6 +293,12 @@ def collate_rollouts(rollouts: Sequence[Rollout], run: Run) -> Tokens:
         places.append(r.group * n + copies[r.group])
         copies[r.group] += 1
     return locate(batch, places, run.optim.batch * n)
+
+
+def trainable(rollout: Rollout) -> Encoded:
+    """The tokens of a rollout as they train: those of the policy whose log-prob is finite."""
+    finite = [m and math.isfinite(p) for m, p in zip(rollout.mask, rollout.sampler_logprobs, strict=True)]
+    return Encoded(rollout.token_ids, finite)
 
 
 def nothing(run: Run) -> Tokens:

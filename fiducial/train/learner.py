@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fiducial.core.tokens import masked_logprobs, sequence_sum
+from fiducial.core.tokens import align, masked_logprobs, next_token_logits, sequence_sum
 from fiducial.core.types import Tokens
 
 
@@ -23,7 +23,7 @@ class Learner(nn.Module):
         self.model, self.kind, self.temperature, self.autocast = model, kind, temperature, autocast
 
     def forward(self, batch: Tokens, want_logits: bool = False) -> dict[str, Tensor]:
-        """{"logprobs": [B, L], "hits": [B, L]} and, if wanted, "logits" [B, L, V]; or {"scores": [B]}."""
+        """{"logprobs": [B, L], "hits": [B, L]} and, if wanted, "logits" [B, L, V], all aligned; or {"scores": [B]}."""
         with torch.autocast(batch.input_ids.device.type, torch.bfloat16, enabled=self.autocast):
             if self.kind == "reward_model":
                 scores = self.model(batch.input_ids, batch.extra["lengths"])
@@ -32,10 +32,11 @@ class Learner(nn.Module):
             logprobs, hits = masked_logprobs(hidden, self.model.head, batch.input_ids, batch.mask, self.temperature)
             out = {"logprobs": logprobs, "hits": hits}
             if want_logits:
-                logits = self.model.head(hidden)
-                logits = logits if logits.dtype == torch.float64 else logits.float()
-                out["logits"] = logits / self.temperature
+                out["logits"] = align(next_token_logits(self.model.head(hidden), self.temperature))
         return out
+
+
+PER_PAIR = ("margin", "pref_prob", "tied", "chosen_harm", "rejected_harm")  # carried by both rows of a pair
 
 
 def named_tensors(out: dict[str, Tensor], batch: Tokens, needs: Collection[str]) -> dict[str, Tensor]:
@@ -43,7 +44,8 @@ def named_tensors(out: dict[str, Tensor], batch: Tokens, needs: Collection[str])
 
     Pair names are the halves of the per-row tensors: chosen rows come first.
     """
-    tensors = {**batch.extra, **out, "mask": batch.mask, "weight": batch.weight, "group": batch.group}
+    known = {"mask": batch.mask, "weight": batch.weight, "group": batch.group, "input_ids": batch.input_ids}
+    tensors = {**batch.extra, **out, **known}
     n = batch.num_units
     halves = {"chosen": slice(0, n), "rejected": slice(n, 2 * n), "completion": slice(None)}
     for half, rows in halves.items():
@@ -55,8 +57,9 @@ def named_tensors(out: dict[str, Tensor], batch: Tokens, needs: Collection[str])
             tensors[f"{half}_lengths"] = batch.mask.sum(-1)[rows].clamp(min=1)
         if f"{half}_scores" in needs:
             tensors[f"{half}_scores"] = out["scores"][rows]
-    if batch.pairs and "margin" in tensors:
-        tensors["margin"] = tensors["margin"][:n]
+    for name in PER_PAIR:
+        if batch.pairs and name in tensors:
+            tensors[name] = tensors[name][:n]
     if "old_logprobs" in needs and "old_logprobs" not in tensors:
         # The weights have not moved since sampling: the policy is its own past, without a second forward pass.
         tensors["old_logprobs"] = tensors["logprobs"].detach()

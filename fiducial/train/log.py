@@ -20,7 +20,9 @@ HEADLINES = {
     "completions/mean_length": "length",
     "kl": "kl",
     "eval/pass@1": "pass@1",
-    "eval/accuracy": "held out",
+    "eval/accuracy": "held-out accuracy",
+    "eval/rewards/accuracies": "held-out accuracy",
+    "eval/loss": "held-out loss",
 }
 LINES = 10  # without a terminal, about so many lines in a run
 
@@ -28,7 +30,8 @@ LINES = 10  # without a terminal, about so many lines in a run
 class Logger:
     """Writes each step to metrics.jsonl and shows it; use as a context manager.
 
-    On a terminal a progress bar on standard error; elsewhere a line about every tenth of the run. `show` = False shows
+    On a terminal a progress bar on standard error, with the latest numbers; elsewhere a line about every tenth of the
+    run and for its last step, and one for each evaluation, each with the numbers of its own. `show` = False shows
     nothing. `start` is the step that the run goes on from. `tensorboard` also writes event files under tensorboard/.
     """
 
@@ -63,9 +66,15 @@ class Logger:
                 self._writer.add_scalar(name, float(value), step)
         if self._bar:
             self._bar.update(self._bar.task_ids[0], completed=step, numbers=headline(self._latest))
-        elif self.show and (tenth := step * LINES // max(self.total_steps, 1)) > self._told:
-            self._told = tenth
-            self.note(f"{self.run_name}  step {step}/{self.total_steps}  {headline(self._latest)}")
+        elif self._is_due(step, metrics) and (numbers := headline(metrics)):
+            self.note(f"{self.run_name}  step {step}/{self.total_steps}  {numbers}")
+
+    def _is_due(self, step: int, metrics: dict[str, Any]) -> bool:
+        """Whether a line is due without a terminal."""
+        if any(name.startswith("eval/") for name in metrics):
+            return True
+        before, self._told = self._told, step * LINES // max(self.total_steps, 1)
+        return self._told > before or step == self.total_steps
 
     def note(self, text: str) -> None:
         """Show a sentence without disturbing the bar."""

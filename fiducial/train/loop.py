@@ -21,11 +21,12 @@ from fiducial.config import Run
 from fiducial.core.divergence import full_kl, kl_estimate
 from fiducial.core.method import Method
 from fiducial.core.seeds import mix
-from fiducial.core.tokens import align, next_token_logits, sequence_sum
+from fiducial.core.tokens import sequence_sum
 from fiducial.core.total import Counts, count, total
 from fiducial.core.types import Tokens
+from fiducial.train.anchors import Anchor
 from fiducial.train.learner import Learner, named_tensors
-from fiducial.train.measure import Meter, measure
+from fiducial.train.measure import Meter, measure, measured
 from fiducial.train.runtime import Runtime, number
 
 
@@ -47,9 +48,14 @@ class Parts:
 
     learner: Learner
     feed: Feed
-    ref: Callable[[Tokens, bool], dict[str, Tensor]] | None = None  # frozen; (batch, want_logits) -> tensors
+    anchors: dict[str, Anchor] = field(default_factory=dict)  # frozen networks by name: "ref"
     hand_over: Callable[[int], None] = lambda version: None  # gives the weights of a new version to the sampler
     runtime: Runtime = field(default_factory=Runtime)
+
+    @property
+    def ref(self) -> Anchor | None:
+        """The reference, if the run has one."""
+        return self.anchors.get("ref")
 
 
 @dataclass
@@ -100,6 +106,7 @@ def steps(run: Run, method: Method, parts: Parts, state: State) -> Iterator[Repo
     while state.step < run.steps:
         step, meter, began = state.step, Meter(), time.perf_counter()
         torch.manual_seed(mix(run.seed, "step", step, runtime.rank))
+        move_anchors(run, method, parts, step)
         batch = parts.feed.batch(step, meter)
         prepare(run, method, parts, state, batch, meter)
         rows: list[float] = []
@@ -115,6 +122,14 @@ def steps(run: Run, method: Method, parts: Parts, state: State) -> Iterator[Repo
         metrics["seconds"] = time.perf_counter() - began
         metrics["lr"] = lr_at(run, step)
         yield Report(step, metrics, batch, rows, norms)
+
+
+def move_anchors(run: Run, method: Method, parts: Parts, step: int) -> None:
+    """Let the policy into its anchors where their schedules say so."""
+    for name in method.anchors:
+        share = method.share_moved(name, step, run.steps, run.hparams)
+        if share:
+            parts.anchors[name].move(parts.learner, share, parts.runtime)
 
 
 def passes(parts: Parts, batch: Tokens, units: Tensor, size: int) -> Iterator[tuple[Tensor, Tokens]]:
@@ -137,7 +152,7 @@ def passes(parts: Parts, batch: Tokens, units: Tensor, size: int) -> Iterator[tu
 @torch.no_grad()
 def prepare(run: Run, method: Method, parts: Parts, state: State, batch: Tokens, meter: Meter) -> None:
     """Add to the batch what must be known before any gradient: reference and old log-probs, then advantages."""
-    kl, needs = run.penalty, method.needs
+    kl, needs = run.penalty, method.needs_with(run.hparams)
     in_reward = kl.weight > 0 and kl.place == "reward" and method.feed == "groups"
     several = run.optim.epochs * run.optim.minibatches > 1
     want_old = (several and "old_logprobs" in needs) or in_reward
@@ -165,6 +180,8 @@ def prepare(run: Run, method: Method, parts: Parts, state: State, batch: Tokens,
             if in_reward:
                 put("kl", units, token_kl(kl.estimator, old, ref, micro))
     batch.extra.update({name: x for name, x in per_token.items() if name != "kl"})
+    if "batch_kl" in needs and batch.mismatched is not None:
+        batch.extra["batch_kl"] = mean_log_ratio(run, parts, batch.mismatched).clamp(min=0)
     meter.seconds("score", time.perf_counter() - began)
     if method.feed == "groups":
         penalty = kl.weight * torch.where(batch.mask, per_token["kl"], 0.0) if in_reward else None
@@ -173,11 +190,24 @@ def prepare(run: Run, method: Method, parts: Parts, state: State, batch: Tokens,
             meter.mean("kl", torch.where(batch.mask, per_token["kl"], 0.0), batch.mask * batch.weight[:, None])
 
 
+def mean_log_ratio(run: Run, parts: Parts, batch: Tokens) -> Tensor:
+    """Mean of log policy / reference over the rows of all ranks, []: one number for the whole step."""
+    assert parts.ref
+    ratio = weight = 0.0
+    for units, micro in passes(parts, batch, torch.arange(batch.num_units), run.optim.rows_per_pass):
+        logprobs = parts.learner(micro)["logprobs"] - parts.ref(micro)["logprobs"]
+        if len(units):
+            ratio += float((sequence_sum(logprobs, micro.mask).double() * micro.weight).sum())
+            weight += float(micro.weight.sum())
+    shares = parts.runtime.gather((ratio, weight))
+    return torch.tensor(sum(r for r, _ in shares) / sum(w for _, w in shares), dtype=batch.weight.dtype)
+
+
 def token_kl(estimator: str, out: dict[str, Tensor], ref: dict[str, Tensor], batch: Tokens) -> Tensor:
     """The divergence to the reference at each token, [B, L]."""
     if estimator != "full":
         return kl_estimate(out["logprobs"], ref["logprobs"], estimator)
-    return align(full_kl(next_token_logits(out["logits"]), next_token_logits(ref["logits"])))
+    return full_kl(out["logits"], ref["logits"])
 
 
 def advantages(
@@ -228,7 +258,7 @@ def update(
     runtime, learner = parts.runtime, parts.learner
     counts = runtime.add(count(batch.select(units)) if len(units) else Counts(0, 0, 0))
     if counts.rows == 0 or (method.per != "row" and counts.tokens == 0):
-        meter.add("skipped_updates", 1.0, 1.0)  # nothing to learn from: no step, no decay, no momentum
+        meter.total("skipped_updates", int(runtime.first))  # nothing to learn from: no step, no decay, no momentum
         return [], []
     state.optimizer.zero_grad(set_to_none=True)
     rows = torch.zeros(len(batch.input_ids), dtype=torch.float64)
@@ -261,11 +291,11 @@ def objective(
     run: Run, method: Method, parts: Parts, micro: Tokens, counts: Counts
 ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
     """This micro-batch's part of the step's scalar loss, the learner's output, and the tensors that the loss saw."""
-    kl, needs = run.penalty, method.needs
+    kl, needs = run.penalty, method.needs_with(run.hparams)
     in_loss = kl.weight > 0 and kl.place == "loss"
     full = in_loss and kl.estimator == "full"
     out = parts.learner(micro, full or "logits" in needs)
-    tensors = named_tensors(out, micro, needs)
+    tensors = named_tensors(out, micro, {*needs, *measured(method)})
     if full or "ref_logits" in needs:
         assert parts.ref
         with torch.no_grad():

@@ -77,6 +77,18 @@ class Meter:
         return out
 
 
+def measured(method: Method) -> tuple[str, ...]:
+    """Names of the tensors that the metrics of its feed read, beside those the loss asks for."""
+    if method.learns == "reward_model":
+        return ()
+    names = {
+        "pairs": ("chosen_logprobs", "rejected_logprobs", "ref_chosen_logprobs", "ref_rejected_logprobs")
+        + ("chosen_lengths", "rejected_lengths"),
+        "labels": ("completion_logprobs", "ref_completion_logprobs"),
+    }
+    return names.get(method.feed, ())
+
+
 @torch.no_grad()
 def measure(
     run: Run,
@@ -91,21 +103,38 @@ def measure(
     meter.add("loss", loss.detach(), 0.0)  # already divided by the update's counts, so each update weighs one
     token_weight = batch.mask * batch.weight[:, None]
     if method.feed == "demos":
-        meter.mean("nll", -out["logprobs"], token_weight)
-        meter.mean("mean_token_accuracy", out["hits"], token_weight)
-        meter.total("num_tokens", batch.mask.sum())
+        measure_demos(out, batch, meter)
     if "kl" in tensors:
         meter.mean("kl", tensors["kl"], token_weight)
         if run.penalty.estimator.startswith("k3"):
             meter.mean("kl/clamped", (tensors["kl"] >= K3_LIMIT).double(), token_weight)
+    own = dict(method.call_measures(tensors, run.hparams))
     if batch.pairs:
-        measure_pairs(run, tensors, out, batch, meter)
+        measure_pairs(run, tensors, out, batch, own, meter)
+    if method.feed == "labels":
+        measure_labels(run, tensors, batch, meter)
     if method.feed == "groups":
         measure_groups(run, tensors, batch, token_weight, meter)
+    for name, values in own.items():
+        values, weight = values if isinstance(values, tuple) else (values, torch.ones_like(values))
+        meter.mean(name, values, weight * batch.weight[: len(values)])
 
 
-def measure_pairs(run: Run, tensors: dict[str, Tensor], out: dict[str, Tensor], batch: Tokens, meter: Meter) -> None:
-    """Accuracy and margins; implicit rewards beta (log pi - log ref) where there is a reference."""
+def measure_demos(out: dict[str, Tensor], batch: Tokens, meter: Meter) -> None:
+    """How likely demonstrations are."""
+    token_weight = batch.mask * batch.weight[:, None]
+    meter.mean("nll", -out["logprobs"], token_weight)
+    meter.mean("mean_token_accuracy", out["hits"], token_weight)
+    meter.total("num_tokens", batch.mask.sum())
+
+
+def measure_pairs(
+    run: Run, tensors: dict[str, Tensor], out: dict[str, Tensor], batch: Tokens, own: dict[str, Any], meter: Meter
+) -> None:
+    """Accuracy and margins; implicit rewards beta (log pi - log ref) where there is a reference.
+
+    A method's `own` implicit rewards take their place.
+    """
     n, weight = batch.num_units, batch.weight[: batch.num_units]
     if "scores" in out:
         chosen, rejected = out["scores"][:n], out["scores"][n:]
@@ -115,14 +144,37 @@ def measure_pairs(run: Run, tensors: dict[str, Tensor], out: dict[str, Tensor], 
     chosen, rejected = tensors["chosen_logprobs"], tensors["rejected_logprobs"]
     meter.mean("logps/chosen", chosen, weight)
     meter.mean("logps/rejected", rejected, weight)
+    longer, shorter = tensors["chosen_lengths"], tensors["rejected_lengths"]
+    meter.mean("length/chosen", longer, weight)
+    meter.mean("length/rejected", shorter, weight)
     meter.mean("ranking_accuracy", _wins(chosen, rejected), weight)
+    meter.mean("ranking_accuracy_len_norm", _wins(chosen / longer, rejected / shorter), weight)
     if "ref_chosen_logprobs" in tensors:
+        meter.mean("logps/ref_chosen", tensors["ref_chosen_logprobs"], weight)
+        meter.mean("logps/ref_rejected", tensors["ref_rejected_logprobs"], weight)
         beta = float(run.hparams.get("beta", 1.0))
-        good = beta * (chosen - tensors["ref_chosen_logprobs"])
-        bad = beta * (rejected - tensors["ref_rejected_logprobs"])
+        good = own.pop("rewards/chosen", beta * (chosen - tensors["ref_chosen_logprobs"]))
+        bad = own.pop("rewards/rejected", beta * (rejected - tensors["ref_rejected_logprobs"]))
         meter.mean("rewards/chosen", good, weight)
         meter.mean("rewards/rejected", bad, weight)
         _compare("rewards/accuracies", "rewards/margins", good, bad, weight, meter)
+
+
+def measure_labels(run: Run, tensors: dict[str, Tensor], batch: Tokens, meter: Meter) -> None:
+    """Implicit rewards of wanted and of unwanted completions, and how many there are."""
+    wanted = tensors["desirable"].double() * batch.weight
+    unwanted = (~tensors["desirable"]).double() * batch.weight
+    meter.total("count/desirable", wanted.sum())
+    meter.total("count/undesirable", unwanted.sum())
+    for name, weight in (("desirable", wanted), ("undesirable", unwanted)):
+        meter.mean(f"logps/{name}", tensors["completion_logprobs"], weight)
+    if "ref_completion_logprobs" in tensors:
+        beta = float(run.hparams.get("beta", 1.0))
+        rewards = beta * (tensors["completion_logprobs"] - tensors["ref_completion_logprobs"])
+        for name, weight in (("desirable", wanted), ("undesirable", unwanted)):
+            meter.mean(f"rewards/{name}", rewards, weight)
+    if "batch_kl" in tensors:
+        meter.add("kl/batch", tensors["batch_kl"])
 
 
 def _compare(accuracy: str, margin: str, good: Tensor, bad: Tensor, weight: Tensor, meter: Meter) -> None:

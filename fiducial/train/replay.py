@@ -37,7 +37,7 @@ def replay(path: str | Path, step: int) -> dict[str, Any]:
         )
     assembly = assemble(run, runtime, folder.path / "tokenizer", lambda line: None)
     state = State(make_optimizer(run, assembly.parts.learner))
-    restore(assembly.parts.learner, state, saved)
+    restore(assembly.parts, state, saved)
     assembly.parts.hand_over(state.step)
     report = next(report for report in steps(run, assembly.method, assembly.parts, state) if report.step == step - 1)
     then, now = told["ranks"][runtime.rank], evidence(report)

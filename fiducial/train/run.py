@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from fiducial.config import RecipeError, Run, read_recipe
 from fiducial.core.types import Rollout
 from fiducial.evals.health import read_run
 from fiducial.evals.report import write_report
+from fiducial.rewards import RewardError
 from fiducial.store import RunFolder
 from fiducial.train.assemble import Assembly, assemble, load_model, wrap
 from fiducial.train.checkpoint import Checkpoints, collect, restore
@@ -24,6 +25,7 @@ from fiducial.train.log import Logger
 from fiducial.train.loop import Report, State, make_optimizer, steps
 from fiducial.train.preflight import preflight
 from fiducial.train.runtime import Runtime
+from fiducial.train.stopped import told_if_stopped
 
 MAY_CHANGE = {"steps", "checkpoint", "tensorboard"}  # what --resume may set anew without changing the past
 SAMPLES = 6  # held-out completions kept for the report
@@ -39,8 +41,9 @@ def train(
 ) -> Path:
     """Run a recipe from its start, or with `resume` from its newest whole checkpoint; returns the run folder.
 
-    RecipeError or ValueError: the recipe or the data is wrong, found before the first step. TrainingError: the run
-    failed, its checkpoints are whole. `show` False draws no progress; `tell` gets the lines for people.
+    RecipeError or ValueError: the recipe or the data is wrong, found before the first step. TrainingError or
+    RewardError: the run failed, its checkpoints are whole, and stopped.json says why, as it does whatever else ends a
+    run before its time. `show` False draws no progress; `tell` gets the lines for people.
     """
     run = (recipe if isinstance(recipe, Run) else read_recipe(recipe)).resolved()
     out = Path(out) if out else Path("runs") / (run.method if isinstance(recipe, Run) else Path(recipe).stem)
@@ -73,11 +76,39 @@ def _open(folder: RunFolder, run: Run, resume: bool, runtime: Runtime) -> None:
             names = ", ".join(changed)
             raise RecipeError(f"{folder.path} was started with another {names}: resume with the same recipe")
         if runtime.first:
+            refuse_changed_data(folder)
             folder.write_json("config.json", {**now, **folder.provenance()})
     elif runtime.first:
         folder.refuse_used()
         shutil.rmtree(folder.path / "tokenizer", ignore_errors=True)  # of a run that was refused
     runtime.wait()
+
+
+def fingerprints(run: Run) -> dict[str, str]:
+    """The sha256 of each data file of a run; of a folder that of its files' names and bytes."""
+    return {path: _fingerprint(Path(path)) for path in (run.data.path, run.data.eval_path) if path}
+
+
+def _fingerprint(path: Path) -> str:
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        return sha256(
+            "".join(f"{file.relative_to(path)} {_fingerprint(file)}\n" for file in files).encode()
+        ).hexdigest()
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
+
+
+def refuse_changed_data(folder: RunFolder) -> None:
+    """RecipeError if a data file no longer holds what the run began with: other rows would train from here on."""
+    for path, before in (folder.read_json("data.json") or {}).get("sha256", {}).items():
+        if not Path(path).exists():
+            raise RecipeError(f"{path}, which the run in {folder.path} reads, does not exist any more: put it back")
+        if _fingerprint(Path(path)) != before:
+            raise RecipeError(
+                f"{path} has changed since the run in {folder.path} began: put the file back as it was, or start again "
+                "with another --out"
+            )
 
 
 def _train(run: Run, folder: RunFolder, resume: bool, runtime: Runtime, show: bool, say: Callable[[str], None]) -> None:
@@ -91,19 +122,22 @@ def _train(run: Run, folder: RunFolder, resume: bool, runtime: Runtime, show: bo
     held = Held(assembly)
     log: Any = nullcontext()
     if runtime.first:
+        folder.forget_stop()
         log = Logger(folder, run.method, run.steps, start=state.step, show=show, tensorboard=run.tensorboard)
-    with log as logger:
-        book = _Book(run, folder, assembly, held, checkpoints, logger)
-        if fresh:
-            book.evaluate(0, "before")  # first: a run that is killed in it must begin again, not go on without it
-            book.checkpoint(state)
-        for report in steps(run, method, parts, state):
-            book.enter(report, state)
-    if runtime.world > 1:
-        book.weights = collect(parts.learner, state)["model"]  # also where a run goes on after its last checkpoint
-    if runtime.first:
-        book.finish(say)
-    runtime.wait()
+    book = _Book(run, folder, assembly, held, checkpoints, log)
+    with told_if_stopped(folder, lambda: book.step):
+        with log:
+            if fresh:
+                book.evaluate(0, "before")  # first: a run that is killed in it must begin again, not go on without it
+                book.checkpoint(state)
+            book.step = state.step + 1
+            for report in steps(run, method, parts, state):
+                book.enter(report, state)
+        if runtime.world > 1:
+            book.weights = collect(parts, state)["model"]  # also where a run goes on after its last checkpoint
+        if runtime.first:
+            book.finish(say)
+        runtime.wait()
 
 
 def _begin(run: Run, folder: RunFolder, assembly: Assembly, say: Callable[[str], None]) -> None:
@@ -112,7 +146,8 @@ def _begin(run: Run, folder: RunFolder, assembly: Assembly, say: Callable[[str],
     if assembly.parts.runtime.first:
         if not folder.holds_run:
             folder.create(run.to_json())
-        folder.write_json("data.json", assembly.data.report.summary())
+        told = {"trained_by_role": look.roles} if look.roles else {}
+        folder.write_json("data.json", {**assembly.data.report.summary(), **told, "sha256": fingerprints(run)})
         folder.truncate_after(-1)
     for line in look.lines:
         say(line)
@@ -129,7 +164,7 @@ def _go_on(
         if passed:
             raise RecipeError(f"no checkpoint in {folder.checkpoints} is whole: start again with another --out")
         return False
-    restore(assembly.parts.learner, state, saved)
+    restore(assembly.parts, state, saved)
     assembly.parts.hand_over(state.step)
     say(f"resuming from the checkpoint of step {state.step}")
     if assembly.parts.runtime.first:
@@ -147,6 +182,7 @@ class _Book:
         self.checkpoints = checkpoints
         self.weights: dict[str, Any] | None = None  # whole, where the learner's are spread over ranks
         self.first = assembly.parts.runtime.first
+        self.step = 0  # the one that the run is at
 
     def enter(self, report: Report, state: State) -> None:
         """One step is done: log it, and evaluate and save when it is time."""
@@ -164,10 +200,14 @@ class _Book:
             self.evaluate(done, "after" if last else "during")
         if last or (self.run.checkpoint.every and done % self.run.checkpoint.every == 0):
             self.checkpoint(state)
+        self.step = min(done + 1, self.run.steps)
 
     def evaluate(self, step: int, phase: str) -> None:
         fresh = phase == "before" and self.run.model.new is not None  # random weights write noise, at full length
-        metrics = self.held.measure(sample=not fresh)
+        try:
+            metrics = self.held.measure(sample=not fresh)
+        except RewardError as error:
+            raise RewardError(f"held-out evaluation at step {step}: {error}") from error
         if not (self.first and metrics):
             return
         assert self.logger is not None
@@ -177,7 +217,7 @@ class _Book:
                 self.folder.append_sample({"step": step, "phase": phase, **plain(greedy, tokens=False)})
 
     def checkpoint(self, state: State) -> None:
-        saved = collect(self.a.parts.learner, state)
+        saved = collect(self.a.parts, state)
         if self.first:
             self.folder.sync()
             self.checkpoints.save(saved)

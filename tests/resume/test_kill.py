@@ -1,6 +1,5 @@
 """Killed at any instant and resumed, a run ends with the same tokens, rewards, losses and weights, to the bit."""
 
-import json
 import os
 import random
 import resource
@@ -9,59 +8,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
+from small_runs import STEPS, die, finish, recipe, saved, start
 
 from fiducial.store import RunFolder
 from fiducial.train.checkpoint import Checkpoints, fault
 from fiducial.train.loop import TrainingError
 
 METHODS = ("sft", "bt_reward_model", "dpo", "reinforce_lm", "rloo", "grpo")
-STEPS = 8
-
-
-def recipe(folder: Path, method: str) -> Path:
-    """A few steps of a tiny model with all that has a state: momentum, running baseline, reference, sampling."""
-    lines = [f"method = '{method}'", f"steps = {STEPS}", "seed = 5"]
-    tables = [
-        "[optim]\nlr = 1e-3\nbatch = 4\nrows_per_pass = 3\nwarmup = 2",
-        "[eval]\nevery = 3\nn = 4\nk = 2",
-        "[checkpoint]\nevery = 2",
-        "[model.new]\nhidden = 64\nlayers = 2\nheads = 2\nmax_length = 96\ntokenizer = 'word'\nvocab_size = 200",
-    ]
-    if method in ("dpo", "bt_reward_model"):
-        pairs = [
-            {"prompt": f"say {i}", "chosen": f"yes {i} " * (1 + i % 3), "rejected": "no " * (1 + i % 4)}
-            for i in range(30)
-        ]
-        (folder / "pairs.jsonl").write_text("".join(json.dumps(p) + "\n" for p in pairs))
-        tables.insert(0, f"[data]\npath = '{folder / 'pairs.jsonl'}'")
-    else:
-        lines.append("task = 'arith'")
-        tables.insert(0, "[data]\nrows = 50\ndifficulty = {steps = 1}")
-    if method in ("reinforce_lm", "rloo", "grpo"):
-        (folder / "reward.py").write_text("def length(completion):\n    return len(completion) % 7\n")
-        lines.append(f"reward = '{folder / 'reward.py'}:length'")
-        tables.insert(0, "[sampling]\nn = 3\nmax_new_tokens = 10")
-    path = folder / f"{method}.toml"
-    path.write_text("\n".join(lines + tables))
-    return path
-
-
-def start(path: Path, out: Path, **options) -> subprocess.Popen:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "fiducial", "train", str(path), "--out", str(out), "--resume"]
-    return subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment, **options
-    )
-
-
-def finish(path: Path, out: Path, **options) -> str:
-    process = start(path, out, **options)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors[-3000:]
-    return errors
+LORA = ("--model.lora.rank", "4", "--kl.weight", "0.1")  # the reference is the base model inside
 
 
 def record(out: Path) -> dict:
@@ -70,22 +28,13 @@ def record(out: Path) -> dict:
     metrics = [{k: v for k, v in line.items() if "seconds" not in k} for line in folder.read_metrics()]
     rollouts = {step: folder.read_rollouts(step) for step in folder.rollout_steps()}
     weights = (out / "model" / "model.safetensors").read_bytes()
-    newest = Checkpoints(folder.checkpoints).newest()[0]
-    assert newest is not None
-    flat = {
-        (name, kind): x.numpy().tobytes()
-        for name, moments in newest["optimizer"]["state"].items()
-        for kind, x in moments.items()
-    }
-    assert flat
     return {
         "metrics": metrics,
         "journal": folder.read_journal(),
         "rollouts": rollouts,
         "weights": weights,
         "samples": folder.read_samples(),
-        "optimizer": flat,
-        "credit": newest["credit"],
+        "checkpoint": {k: x.numpy().tobytes() if isinstance(x, torch.Tensor) else x for k, x in saved(out).items()},
     }
 
 
@@ -93,11 +42,11 @@ def lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def kill_once(path: Path, out: Path, draw: random.Random) -> None:
+def kill_once(path: Path, out: Path, draw: random.Random, *flags: str) -> None:
     """Start or resume, and SIGKILL at a random instant after a random number of steps."""
     lock = out / ".lock"
     before = lock.stat().st_mtime_ns if lock.exists() else 0
-    process = start(path, out)
+    process = start(path, out, *flags)
     target, deadline = draw.randrange(STEPS), time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:
         begun = lock.exists() and lock.stat().st_mtime_ns > before
@@ -109,17 +58,20 @@ def kill_once(path: Path, out: Path, draw: random.Random) -> None:
     process.communicate()
 
 
-def kill_and_resume(tmp_path: Path, method: str, kills: int, seed: int) -> None:
+def kill_and_resume(tmp_path: Path, method: str, *flags: str, kills: int, seed: int) -> None:
     path = recipe(tmp_path, method)
-    finish(path, tmp_path / "whole")
-    expected, draw = record(tmp_path / "whole"), random.Random(seed)
-    out = tmp_path / "killed"
+    finish(path, tmp_path / "whole", *flags)
+    draw, out = random.Random(seed), tmp_path / "killed"
     for _ in range(kills):
-        kill_once(path, out, draw)
-    finish(path, out)
-    found = record(out)
-    for part in expected:
-        assert found[part] == expected[part], f"{method}: {part} differ after {kills} kills"
+        kill_once(path, out, draw, *flags)
+    finish(path, out, *flags)
+    assert_same(out, tmp_path / "whole", f"{method} after {kills} kills")
+
+
+def assert_same(found: Path, expected: Path, what: str) -> None:
+    one, two = record(expected), record(found)
+    for part in one:
+        assert two[part] == one[part], f"{what}: {part} differ"
 
 
 @pytest.mark.parametrize("method", ["grpo", "reinforce_lm"])
@@ -131,6 +83,35 @@ def test_two_kills(tmp_path, method):
 @pytest.mark.parametrize("method", METHODS)
 def test_ten_kills(tmp_path, method):
     kill_and_resume(tmp_path, method, kills=10, seed=METHODS.index(method))
+
+
+@pytest.mark.slow
+def test_kills_with_an_adapter(tmp_path):
+    kill_and_resume(tmp_path, "grpo", *LORA, kills=3, seed=7)
+    adapter = "adapter/adapter_model.safetensors"
+    assert (tmp_path / "killed" / adapter).read_bytes() == (tmp_path / "whole" / adapter).read_bytes()
+
+
+INSTANTS = {  # in the evaluation before the first step, when there is no checkpoint yet
+    "sampled, not verified": ("fiducial.sampling.local:LocalSampler.sample", 1),
+    "metrics written": ("fiducial.store:RunFolder.append_metrics", 1),
+    "two samples of four written": ("fiducial.store:RunFolder.append_sample", 2),
+}
+
+
+@pytest.mark.slow
+def test_killed_in_the_first_evaluation(tmp_path):
+    """Only a model that is given is sampled before the first step: of random weights there is nothing to see."""
+    finish(recipe(tmp_path, "sft"), tmp_path / "born", "--steps", "1")
+    path = recipe(tmp_path, "grpo", model=str(tmp_path / "born" / "model"))
+    finish(path, tmp_path / "whole")
+    for place, (name, instant) in enumerate(INSTANTS.items()):
+        out = tmp_path / str(place)
+        die(path, out, killed_after=instant)
+        assert RunFolder(out).holds_run and not (out / "checkpoints").exists()
+        finish(path, out)
+        assert_same(out, tmp_path / "whole", f"killed with {name}")
+    assert [row["phase"] for row in RunFolder(tmp_path / "whole").read_samples()].count("before") == 4
 
 
 DIES_WHILE_SAVING = """
@@ -167,7 +148,7 @@ def test_killed_inside_a_checkpoint_write(tmp_path):
     left = sorted(p.name for p in (out / "checkpoints").iterdir())
     assert left == [".writing-step-000004", "step-000000", "step-000002"]
     finish(path, out)
-    assert record(out) == record(tmp_path / "whole")
+    assert_same(out, tmp_path / "whole", "sft, cut while saving")
     assert not list((out / "checkpoints").glob(".writing*"))
 
 
@@ -186,20 +167,20 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(tmp_path):
     _, errors = process.communicate(timeout=200)
     assert process.returncode == 1 and "could not be written" in errors and "--resume" in errors
     finish(path, out)
-    assert record(out) == record(tmp_path / "whole")
+    assert_same(out, tmp_path / "whole", "dpo, disk full")
 
 
 # -- what a checkpoint folder may look like ----------------------------------------------------------------------------
 
 
-def saved(step: int) -> dict:
+def contents(step: int) -> dict:
     return {"step": step, "model": {"w": torch.full((1000,), float(step))}, "optimizer": {}, "credit": {}}
 
 
 def test_resuming_walks_back_to_the_newest_whole_checkpoint(tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep=3)
     for step in (2, 4, 6):
-        checkpoints.save(saved(step))
+        checkpoints.save(contents(step))
     (tmp_path / "checkpoints" / "step-000006" / "state.pt").write_bytes(b"short")
     (tmp_path / "checkpoints" / "step-000004" / "manifest.json").write_text("{")
     found, passed = checkpoints.newest()
@@ -209,7 +190,7 @@ def test_resuming_walks_back_to_the_newest_whole_checkpoint(tmp_path):
 
 def test_one_flipped_bit_is_seen(tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints")
-    path = checkpoints.save(saved(3)) / "state.pt"
+    path = checkpoints.save(contents(3)) / "state.pt"
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(bytes(data))
@@ -219,13 +200,13 @@ def test_one_flipped_bit_is_seen(tmp_path):
 def test_old_checkpoints_go_and_the_first_stays(tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
     for step in (0, 1, 2, 3):
-        checkpoints.save(saved(step))
+        checkpoints.save(contents(step))
     assert [p.name for p in checkpoints.all()] == ["step-000000", "step-000002", "step-000003"]
 
 
 def test_a_failed_write_leaves_the_earlier_ones(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path / "checkpoints")
-    checkpoints.save(saved(1))
+    checkpoints.save(contents(1))
 
     def full(value, file):
         file.write(b"x" * 100)
@@ -233,7 +214,7 @@ def test_a_failed_write_leaves_the_earlier_ones(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(TrainingError, match="step 2 could not be written.*No space left.*--resume"):
-        checkpoints.save(saved(2))
+        checkpoints.save(contents(2))
     monkeypatch.undo()
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-000001"]
     found, passed = checkpoints.newest()
@@ -246,12 +227,12 @@ def test_saving_before_the_first_step_leaves_the_optimizer_alone():
     from fiducial.exact.tables import SoftmaxTable
     from fiducial.train.checkpoint import collect, restore
     from fiducial.train.learner import Learner
-    from fiducial.train.loop import State, make_optimizer
+    from fiducial.train.loop import Parts, State, make_optimizer
 
     model = SoftmaxTable(torch.zeros(1, 2))
-    learner = Learner(model)
-    state = State(make_optimizer(Run(optim=Optim(lr=0.1)), learner))
-    restore(learner, state, collect(learner, state))
+    parts = Parts(Learner(model), cast(Any, "no feed: nothing trains"))
+    state = State(make_optimizer(Run(optim=Optim(lr=0.1)), parts.learner))
+    restore(parts, state, collect(parts, state))
     model.theta.grad = torch.ones_like(model.theta)
     state.optimizer.step()
     torch.testing.assert_close(model.theta.detach(), torch.full((1, 2), -0.1).double(), atol=1e-8, rtol=0)
