@@ -8,10 +8,12 @@ from typing import Any
 
 from fiducial.config import Run
 from fiducial.config import read_recipe as read_toml
+from fiducial.data.dataset import UNKNOWN
 from fiducial.evals.health import Finding, read_run
 from fiducial.train.assemble import Assembly, assemble
 from fiducial.train.loop import TrainingError
 from fiducial.train.preflight import Preflight, preflight
+from fiducial.train.roles import WRITTEN
 from fiducial.train.runtime import Runtime
 
 __all__ = ["Finding", "read_recipe", "read_run"]
@@ -33,7 +35,7 @@ def read_recipe(path: str | Path, over: dict[str, Any] | None = None) -> list[Fi
         look = preflight(assembly, colours=False)
     except TrainingError as error:
         return [Finding("error", "the longest batch fails", where, str(error))]
-    found = [*_data(assembly, where), *_settings(run, where), *_memory(look, where)]
+    found = [*_data(assembly, where), *_roles(look, where), *_settings(run, where), *_memory(look, where)]
     facts = f"{look.trained:,} of {look.parameters:,} parameters train; passes of up to {look.longest} tokens"
     return [*found, Finding("info", "the recipe runs", where, facts)]
 
@@ -43,6 +45,12 @@ def _data(assembly: Assembly, where: str) -> list[Finding]:
     for reason, number in report.counted.items():
         text = f"{number} of {report.rows} rows are skipped ({reason}), the first {report.first[reason][0]}"
         found.append(Finding("warning", text, where, "mend them in the file if they matter: they never train"))
+    if report.unknown:
+        severity = "warning" if report.unknown_share > UNKNOWN else "info"
+        text = f"{report.unknown_share:.2%} of the tokens are unknown to the tokenizer"
+        found.append(
+            Finding(severity, text, where, 'take another tokenizer: model.new.tokenizer = "bpe" knows any text')
+        )
     if report.completions and report.truncated / report.completions > CUT:
         share = report.truncated / report.completions
         advice = 'raise data.max_length, or data.too_long = "drop"'
@@ -53,8 +61,27 @@ def _data(assembly: Assembly, where: str) -> list[Finding]:
     return found
 
 
+def _roles(look: Preflight, where: str) -> list[Finding]:
+    whole, found = sum(look.roles.values()), []
+    for role, number in look.roles.items():
+        if number and role not in WRITTEN:
+            text = f"{number / whole:.1%} of the tokens that train are of the {role}"
+            advice = "only what the assistant writes should train: look at the chat template's generation blocks"
+            found.append(Finding("warning", text, where, advice))
+    return found
+
+
 def _settings(run: Run, where: str) -> list[Finding]:
-    found, s = [], run.sampling
+    found, s, method = [], run.sampling, run.record()
+    updates = run.optim.epochs * run.optim.minibatches
+    unclipped = "old_logprobs" not in method.needs or ("clip" in run.hparams and run.hparams["clip"] is None)
+    if method.feed == "groups" and updates > 1 and unclipped:
+        text = (
+            f"{updates} updates a step are off-policy but for the first, and {method.name} as set does not correct that"
+        )
+        cure = "set hparams.clip = 0.2" if "clip" in run.hparams else "take a method with old_logprobs, such as grpo"
+        advice = f"{cure}, or optim.epochs = 1 and optim.minibatches = 1"
+        found.append(Finding("warning", text, where, advice))
     if run.record().feed == "groups" and (s.top_k or s.top_p < 1 or s.min_p > 0):
         text = "top_k, top_p or min_p make the sampler another policy than the one that trains"
         found.append(Finding("warning", text, where, "leave them off in training, or the gradient is biased"))
@@ -69,5 +96,8 @@ def _memory(look: Preflight, where: str) -> list[Finding]:
     needed, there = sum(look.memory.values()), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed <= ROOM * there:
         return []
-    text = f"model, optimizer and reference take {needed / 2**30:.1f} of {there / 2**30:.1f} GiB"
-    return [Finding("warning", text, where, "use model.lora, a smaller dtype, or more processes")]
+    text = f"in one process weights, optimizer and reference take {needed / 2**30:.1f} of {there / 2**30:.1f} GiB"
+    advice = (
+        "use model.lora, a smaller dtype, or more processes: they share all but the reference and the sampler's copy"
+    )
+    return [Finding("warning", text, where, advice)]

@@ -5,7 +5,8 @@ only what is here.
     metrics.jsonl    one line per step; a number that is not finite is null and counted in `nonfinite`
     samples.jsonl    completions worth reading: before, during and after training
     journal.jsonl    what is needed to recompute a step
-    data.json        what became of every row of the data
+    data.json        what became of every row of the data, and the sha256 of the files it was read from
+    stopped.json     why the run stopped before its end, until it goes on: step, kind, reason, detail, advice
     rollouts/        step-000123.parquet, every completion of a step
     checkpoints/     step-000123/
     model/           the final model, a Hugging Face folder
@@ -75,10 +76,18 @@ class RunFolder:
     def create(self, config: dict[str, Any]) -> RunFolder:
         """Start a run here: make the folder and write config.json. ValueError if it already holds a run."""
         self.refuse_used()
-        with self._explained("create"):
-            self.path.mkdir(parents=True, exist_ok=True)
+        self._make()
         self.write_json("config.json", {**config, "versions": versions(), "commit": commit()})
         return self
+
+    def _make(self) -> None:
+        """Make the folder if there is none. ValueError if its name, or a part of its path, is a file's."""
+        with self._explained("create"):
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+            except (FileExistsError, NotADirectoryError):
+                taken = next(path for path in (self.path, *self.path.parents) if path.exists())
+                raise ValueError(f"{taken} is a file: choose another --out") from None
 
     def read_config(self) -> dict[str, Any]:
         """The run's settings, as given to `create`."""
@@ -94,6 +103,22 @@ class RunFolder:
         if config is None:
             raise ValueError(f"{self.path} is not a run folder: it has no config.json")
         return config
+
+    # -- why it stopped ------------------------------------------------------------------------------------------
+
+    def write_stop(self, stop: dict[str, Any]) -> None:
+        """Leave why the run stopped: step, kind (the error's class), reason, detail, advice. The first of several
+        processes to say so is the one that knows: what the others meet follows from it."""
+        if self.read_stop() is None:
+            self.write_json("stopped.json", stop)
+
+    def read_stop(self) -> dict[str, Any] | None:
+        """What `write_stop` left, None if the run goes on or reached its end."""
+        return self.read_json("stopped.json")
+
+    def forget_stop(self) -> None:
+        """The run goes on."""
+        (self.path / "stopped.json").unlink(missing_ok=True)
 
     # -- lines ---------------------------------------------------------------------------------------------------
 
@@ -213,7 +238,7 @@ class RunFolder:
         return self.rollouts / f"step-{step:06d}.parquet"
 
     def _replace(self, path: Path, write: Callable[[BinaryIO], Any]) -> Path:
-        temporary = path.with_name(f".{path.name}.tmp")
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # several ranks may write stopped.json
         with self._explained(f"write {path.name} in"):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -235,8 +260,7 @@ class RunFolder:
         the kernel lets go of the lock, and children that it forked never keep it."""
         import fcntl
 
-        with self._explained("create"):
-            self.path.mkdir(parents=True, exist_ok=True)
+        self._make()
         file = self.path / ".lock"
         handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
         _locks.add(handle)

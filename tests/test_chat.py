@@ -130,8 +130,9 @@ def test_what_cannot_train_rightly_is_refused():
         encode_prompt(MARKED, conversation)
     bare = fresh()
     bare.chat_template = None
-    with pytest.raises(ValueError, match="no chat template"):
-        encode_prompt(bare, [QUESTION])
+    for call in (lambda: encode_prompt(bare, [QUESTION]), lambda: encode(bare, [], conversation)):
+        with pytest.raises(ValueError, match="rows are chat messages, but the model's tokenizer has no chat template"):
+            call()
 
 
 def test_templates_that_would_train_something_else_are_refused():

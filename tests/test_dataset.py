@@ -1,7 +1,6 @@
 import dataclasses
 import json
 import tracemalloc
-from collections import Counter
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -102,7 +101,7 @@ def test_five_percent_of_bad_rows_pass(bad, rows, fine):
         expected = {"empty field": bad} if bad else {}
         assert Dataset(source, "demos", encode, max_length=9).report.counted == expected
         return
-    message = rf"mine: {bad} of {rows} rows cannot train as demos, more than max_bad = 5%; .*: {bad} empty field "
+    message = rf"mine: {bad} of {rows} rows cannot train as demos, more than the 5% that may be .*: {bad} empty field "
     with pytest.raises(ValueError, match=message + rf"\(first mine, row {rows - bad + 1}: 'completion' is empty\)"):
         Dataset(source, "demos", encode, max_length=9)
 
@@ -132,10 +131,11 @@ def test_a_row_that_is_too_long_is_refused_by_default():
     source = demos("x", "x" * 7, "x" * 9, "x" * 8)  # with prompt and stop token: 4, 10, 12, 11
     assert len(Dataset(source, "demos", encode, max_length=12)) == 4
     with pytest.raises(
-        ValueError, match="2 of 4 rows are longer than max_length = 10 tokens, the longest 12 at mine, row 3;"
+        ValueError,
+        match="2 of 4 rows are longer than the 10 tokens that fit, the longest 12 at mine, row 3; raise data.max",
     ) as caught:
         Dataset(source, "demos", encode, max_length=10)
-    for setting in ("raise max_length", 'too_long = "drop"', 'too_long = "truncate"'):
+    for setting in ("raise data.max_length", 'set data.too_long = "drop"', 'or "truncate"'):
         assert setting in str(caught.value)
     # the longest side of the row is told, also when another side is too long as well
     pair = ListRows([{"prompt": "a", "chosen": "b" * 10, "rejected": "c" * 20}])
@@ -178,7 +178,7 @@ def test_a_prompt_is_never_cut():
     ):
         Dataset(ListRows(rows), "demos", encode, max_length=4, too_long="truncate")
     problems = ListRows([{"prompt": "abcd"}, {"prompt": "abcde"}])
-    with pytest.raises(ValueError, match="1 of 2 rows are longer than max_length = 4 tokens, the longest 5"):
+    with pytest.raises(ValueError, match="1 of 2 rows are longer than the 4 tokens that fit, the longest 5"):
         Dataset(problems, "problems", encode, max_length=4)
     assert len(Dataset(problems, "problems", encode, max_length=4, too_long="drop")) == 1
 
@@ -246,23 +246,6 @@ def test_settings_are_checked():
         Dataset(demos("x"), "demos", encode, max_length=9, fields={"question": "prompt"})
 
 
-def test_epoch_order_depends_on_seed_and_epoch_alone():
-    data = Dataset(demos(*["x"] * 50), "demos", encode, max_length=9)
-    again = Dataset(demos(*["y"] * 50), "demos", encode, max_length=9)
-    orders = {(seed, epoch): tuple(data.epoch_order(seed, epoch).tolist()) for seed in range(4) for epoch in range(4)}
-    assert len(set(orders.values())) == 16  # (0, 1) and (1, 0) differ too
-    assert all(sorted(order) == list(range(50)) for order in orders.values())
-    for (seed, epoch), order in reversed(orders.items()):
-        assert tuple(again.epoch_order(seed, epoch).tolist()) == order
-
-
-def test_epoch_orders_are_fair():
-    data = Dataset(demos("x", "y", "z"), "demos", encode, max_length=9)
-    seen = Counter(tuple(data.epoch_order(0, epoch).tolist()) for epoch in range(1200))
-    # 6 orders, 200 expected of each; standard deviation sqrt(1200 * 1/6 * 5/6) = 12.9, so 5 of them are 65
-    assert len(seen) == 6 and all(abs(count - 200) < 65 for count in seen.values())
-
-
 @given(st.lists(st.integers(0, 60), min_size=1, max_size=250))
 def test_quantiles_are_nearest_ranks(lengths):
     result = Quantiles.of(lengths)
@@ -282,6 +265,28 @@ def test_colours_mark_what_trains():
     green, dim, off = "\x1b[30;42m", "\x1b[2m", "\x1b[0m"
     expected = f"{dim}H{off}{green}i{off}{dim} y{off}{green}ou.{off}{dim} Bye{off}"
     assert colour_sample(decode, row) == expected
+
+
+def test_a_long_stretch_loses_its_middle_and_what_trains_stays_in_sight():
+    decode = lambda ids: "".join(map(chr, ids))  # noqa: E731
+    row = encode_text("a" * 50 + "b" * 50, "c" * 30, stop=False)
+    assert colour_sample(decode, row, False, limit=10) == (
+        "aaaaa ... (90 characters) ... bbbbb[[ccccc ... (20 characters) ... ccccc]]"
+    )
+    assert colour_sample(decode, row, False) == "a" * 50 + "b" * 50 + "[[" + "c" * 30 + "]]"
+
+
+@pytest.mark.parametrize(("known", "warned"), [(90, True), (98, False)])
+def test_tokens_that_the_tokenizer_does_not_know_are_counted(known, warned):
+    """One unknown character in each row of prompt 2 + completion + stop: 1 of 93 is above 1 %, 1 of 101 is not."""
+    source = demos("?" + "x" * (known - 1), "?" + "x" * (known - 1), prompt="ab")
+    report = Dataset(source, "demos", encode, max_length=999, stop_id=STOP, unk_id=ord("?")).report
+    assert (report.unknown, report.tokens) == (2, 2 * (known + 3))
+    text = f"2 of {2 * (known + 3):,} tokens"
+    assert text in report.render() and ("\x1b[33m  " + text in report.render(console_colors=True)) == warned
+    summary = report.summary()
+    assert (summary["unknown"], summary["tokens"]) == (2, 2 * (known + 3))
+    assert "unknown" not in Dataset(source, "demos", encode, max_length=999).report.render()
 
 
 def test_render_with_and_without_colours():

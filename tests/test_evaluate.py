@@ -6,10 +6,13 @@ import math
 
 import pytest
 
+from fiducial.config import Run, Sampling, Verdicts
 from fiducial.core.seeds import mix
 from fiducial.core.types import CORRECT, WRONG, Decoding, Problem, Rollout, Score
+from fiducial.data import tasks
 from fiducial.evals import stats
 from fiducial.evals.evaluate import canonical_answer, compare, evaluate
+from fiducial.evals.judges import TaskReward, judge
 
 DECODING = Decoding(max_new_tokens=4, temperature=1.0)
 
@@ -92,7 +95,7 @@ def test_every_completion_has_its_verdict_and_failures_of_the_verifier_are_told_
     # correct 3 + 1; wrong 1 + 2 + 2 (7, 66); unparseable x; timeout; crashed: the sampler failed
     assert evaluation.verdicts == {"correct": 4, "wrong": 5, "unparseable": 1, "timeout": 1, "crashed": 1}
     assert evaluation.metrics["unjudged"] == pytest.approx(2 / 12)
-    assert evaluation.metrics["reward"] == pytest.approx(4 / 9)  # over those that have one
+    assert evaluation.metrics["reward"] == pytest.approx(4 / 10)  # unparseable earns 0; failures have none
     last = evaluation.rollouts[2][3]
     assert last.score.verdict == "crashed" and last.reward is None and "did not finish" in last.score.why
     assert evaluation.rollouts[0][0].reward == 1.0 and evaluation.greedy[1].score == WRONG
@@ -147,6 +150,51 @@ def test_a_reward_is_called_with_whole_batches_and_the_fields_of_each_problem():
 
     found = evaluate(Script(SAMPLED), encode, PROBLEMS[:1], Table(), DECODING, k=4, greedy=False)
     assert found.metrics["pass@1"] == 0.75 and "greedy" not in found.metrics and found.greedy == []
+
+
+def test_rewards_are_what_training_makes_of_verdicts():
+    # correct 4 x 1, wrong 5 x 0, unparseable 1 x -0.5, timeout 1 and crashed 1 at 0.25: 4 over 12. With truncation
+    # penalised by -1, "66..." (wrong) earns -1: 3 over 12. Dropped: 4 over 9.
+    def reward(**settings):
+        run = Run(**settings)
+        return evaluate(Script(SAMPLED), encode, PROBLEMS, verify, DECODING, 4, greedy=False, reward_of=run.reward_of)
+
+    table = Verdicts(unparseable=-0.5, failed=0.25)
+    assert reward(verdicts=table).metrics["reward"] == pytest.approx((4 - 0.5 + 2 * 0.25) / 12)
+    cut = reward(verdicts=table, sampling=Sampling(truncated="penalise"))
+    assert cut.metrics["reward"] == pytest.approx((4 - 1 - 0.5 + 2 * 0.25) / 12)
+    assert reward(verdicts=Verdicts(unparseable="drop")).metrics["reward"] == pytest.approx(4 / 9)
+
+
+def test_plain_numbers_have_a_mean_and_no_success_rates():
+    def brevity(completion, fields):
+        return Score.of_number(1 / len(completion))
+
+    found = evaluate(Script([["22", "2"], ["4444", "4"]], GREEDY), encode, PROBLEMS[:2], brevity, DECODING, k=2)
+    assert found.metrics["reward"] == pytest.approx((0.5 + 1 + 0.25 + 1) / 4)
+    assert not any(name.startswith(("pass@", "maj@", "greedy")) for name in found.metrics)
+    exact = evaluate(Script([["2", "2"]], GREEDY), encode, PROBLEMS[:1], brevity, DECODING, k=2)
+    assert exact.metrics["pass@1"] == 1.0  # only 0 and 1: verdicts
+
+
+def test_a_task_that_runs_other_peoples_code_is_judged_in_a_process_that_is_killed(monkeypatch):
+    """All boards of 12 queens, which the scorer builds first, take it a minute; those of 8 a tenth of a second."""
+    pytest.importorskip("reasoning_gym")
+    task = tasks.get("rg/n_queens")
+    (problem,) = tasks.problems(task, 1, "test", 0)
+    right = f"<answer>{problem.fields['answer']}</answer>"
+    monkeypatch.setattr(tasks.Task, "verify", None)  # nothing is judged here
+    reward = TaskReward(task, timeout=2.0)
+    assert reward.pool
+    reward.pool.limit = 1
+    slow = {**problem.fields, "settings": {**problem.fields["settings"], "n": 12}}
+    rows = [problem.fields, problem.fields, {"answer": "1"}, slow]
+    scores = reward([right, "no answer", right, right], rows)
+    reward.pool.close()
+    assert [score.verdict for score in scores] == ["correct", "unparseable", "skipped", "timeout"]
+    assert scores[3].why == "no result within 2 s" and scores[3].seconds < 9 and scores[0].value == 1.0
+    assert TaskReward(tasks.get("arith")).pool is None
+    assert isinstance(judge("rg/n_queens"), TaskReward)
 
 
 def test_json_and_log_carry_the_same_numbers(evaluation):

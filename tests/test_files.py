@@ -72,11 +72,11 @@ def test_saved_datasets_folders(tmp_path):
     assert list(open_rows(tmp_path / "single")) == ROWS
     test = open_rows(tmp_path / "many", split="test")
     assert list(test) == [ROWS[1]] and test.where(0) == "many/test, row 1"
-    with pytest.raises(ValueError, match="several splits; choose split from: train, test"):
+    with pytest.raises(ValueError, match="several splits: set data.split, or name .*many/train; train, test"):
         open_rows(tmp_path / "many")
-    with pytest.raises(ValueError, match="no split 'dev'; choose split from: train, test"):
+    with pytest.raises(ValueError, match="no split 'dev': set data.split, or name .*many/train; train, test"):
         open_rows(tmp_path / "many", split="dev")
-    with pytest.raises(ValueError, match="one has no splits: leave out split = 'train'"):
+    with pytest.raises(ValueError, match="one has no splits: leave out data.split = 'train'"):
         open_rows(tmp_path / "one", split="train")
     with pytest.raises(ValueError, match="holds no saved dataset"):
         open_rows(tmp_path)
@@ -193,7 +193,7 @@ def test_shakespeare_comes_back_whole():
 
 
 BROKEN = [
-    ("a.jsonl", b'{"a": 1}\n{"a": 1,}\n', r"a\.jsonl, line 2, column 9: malformed JSON: .*property name"),
+    ("a.jsonl", b'{"a": 1}\n{"a": 1, b}\n', r"a\.jsonl, line 2, column 10: malformed JSON: .*property name"),
     ("a.jsonl", b'{"a": 1}\n\n{"a": "x\n', r"a\.jsonl, line 3, column 7: malformed JSON: Unterminated string"),
     ("a.jsonl", b'{"a": "NaN", "b": NaN}\n', r"a\.jsonl, line 1, column 19: NaN is not JSON; write null"),
     ("a.jsonl", b'{"a": 1}\n{"b": -Infinity}\n', r"a\.jsonl, line 2, column 7: -Infinity is not JSON"),
@@ -206,6 +206,13 @@ BROKEN = [
     ("a.json", b'[{"a": 1},\n 3]', r"a\.json, row 2: a row must be an object .* this is a int"),
     ("a.json", b'[{"a": 1},\n {"a" 3}]', r"a\.json, line 2, column 7: malformed JSON"),
     ("a.json", b'[{"a": 1},\n {"a": NaN}]', r"a\.json, line 2, column 8: NaN is not JSON"),
+    ("a.jsonl", b'{"a": 1}\n{"b": 2, "a": {"x": 0, "y": 1, "x": 2}}\n', r"a\.jsonl, line 2, column 32: the key 'x' is"),
+    (
+        "a.jsonl",
+        b'{"a": 1}\n{"k\\"": [{"a": "a"}, {}], "b": 2, "k\\u0022": 3}',
+        "line 2, column 35: the key 'k\"' is there",
+    ),
+    ("a.json", b'[{"a": 1},\n {"a": "{",\n"a": 1}]', r"a\.json, line 3, column 1: the key 'a' is there twice"),
     ("a.json", b'{"a": 1}\n{"a": 2}', r"a\.json, line 2, column 1: .*one a line belong in a \.jsonl file"),
     ("a.json", b'{"a": [1], "b": [1, 2]}', r"a\.json must be an array of rows, an object of equally long columns"),
     ("a.json", b'"text"', r"a\.json must be an array of rows"),
@@ -241,7 +248,7 @@ def test_missing_paths_and_unwanted_splits(tmp_path):
     with pytest.raises(ValueError, match=r"nowhere\.jsonl does not exist"):
         open_rows(tmp_path / "nowhere.jsonl")
     path = write(tmp_path / "rows.jsonl", ROWS)
-    with pytest.raises(ValueError, match=r"rows\.jsonl has no splits: leave out split = 'train'"):
+    with pytest.raises(ValueError, match=r"rows\.jsonl has no splits: leave out data\.split = 'train'"):
         open_rows(path, split="train")
     with pytest.raises(ValueError, match="mine holds no rows"):
         ListRows([], "mine")

@@ -275,6 +275,24 @@ def test_an_unfinished_run_and_one_without_steps(tmp_path):
     assert finding.what == "the run stopped at step 2 of 100" and "--resume" in finding.advice
 
 
+def test_why_a_run_stopped_comes_first(tmp_path):
+    """Even by hand, which is no error, and before the errors of what was logged."""
+    folder = write(tmp_path, "grpo", lambda step: {"verdict/crashed": 0.9})
+    for kind, severity in (("KeyboardInterrupt", "warning"), ("TrainingError", "error")):
+        folder.write_stop({"step": 37, "kind": kind, "reason": "so it was", "detail": "", "advice": "do this"})
+        first, second = read_run(folder)
+        assert (first.severity, first.what, first.where) == (severity, "the run stopped: so it was", "step 37")
+        assert first.advice == "do this" and second.where.startswith("verdict/crashed")
+        folder.forget_stop()
+    assert len(read_run(folder)) == 1
+
+
+def test_a_run_that_says_why_it_stopped_is_not_also_called_unfinished(tmp_path):
+    folder = RunFolder(tmp_path).create({"steps": 100})
+    folder.write_stop({"step": 1, "kind": "TrainingError", "reason": "nan", "detail": "", "advice": "lower it"})
+    assert [finding.what for finding in read_run(folder)] == ["the run stopped: nan"]
+
+
 def test_errors_come_first(tmp_path):
     def several(step):
         return {"verdict/unparseable": 0.5, "verdict/crashed": 0.9, "entropy": 0.5 if step < 60 else 0.01}

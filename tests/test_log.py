@@ -35,6 +35,30 @@ def test_without_a_terminal_there_is_a_line_every_tenth_and_every_step_is_kept(t
     assert folder.read_metrics() == [{"step": step, "loss": 1 / step} for step in range(1, 41)]
 
 
+def test_a_held_out_value_is_on_the_line_where_it_was_measured_and_the_last_step_is_told(tmp_path, capsys):
+    with Logger(RunFolder(tmp_path), "sft", 25) as log:
+        log.log(0, {"eval/loss": 3.0})
+        for step in range(1, 26):
+            log.log(step, {"loss": 1 / step})
+            if step == 13:
+                log.log(step, {"eval/loss": 2.0, "eval/loss/low": 1.5})
+        log.log(25, {"eval/loss": 1.0})
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if "held-out" in line] == [
+        "sft  step 0/25  held-out loss 3",
+        "sft  step 13/25  held-out loss 2",
+        "sft  step 25/25  held-out loss 1",
+    ]
+    assert lines[-2] == "sft  step 25/25  loss 0.04"
+
+
+def test_the_last_step_of_a_run_that_went_on_is_told(tmp_path, capsys):
+    """Step 39 and step 40 of 400 are in the same tenth of a longer run, but here 40 is the end."""
+    with Logger(RunFolder(tmp_path), "sft", 401, start=400) as log:
+        log.log(401, {"loss": 1.0})
+    assert capsys.readouterr().err.splitlines() == ["sft  step 401/401  loss 1"]
+
+
 def test_a_run_that_goes_on_does_not_tell_the_past_again(tmp_path, capsys):
     with Logger(RunFolder(tmp_path), "sft", 40, start=20) as log:
         for step in range(21, 41):

@@ -122,8 +122,8 @@ def test_gradients_pass_a_checkpointed_frozen_trunk():
 def test_bad_settings_are_named(tmp_path):
     model = model_of("decoder")
     for call, message in (
-        (lambda: add_lora(model, rank=0), "lora.rank must be at least 1; it is 0"),
-        (lambda: add_lora(model, dropout=1.0), r"lora.dropout must be in \[0, 1\); it is 1.0"),
+        (lambda: add_lora(model, rank=0), "^rank must be at least 1; it is 0"),
+        (lambda: add_lora(model, dropout=1.0), r"^dropout must be in \[0, 1\); it is 1.0"),
         (lambda: add_lora(model, targets=["q"]), "names 'q', which is no linear layer; there are down_proj, gate_proj"),
         (lambda: merge(model), "carries no adapter"),
         (lambda: save_adapter(model, tmp_path), "carries no adapter"),

@@ -3,7 +3,10 @@
 import ast
 import dataclasses
 import inspect
+import re
+import typing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,6 +56,41 @@ def test_a_loss_that_asks_for_an_unknown_tensor_is_refused_with_a_hint():
 
     with pytest.raises(ValueError, match="'chosen_logps'.*perhaps 'chosen_logprobs'"):
         Method(paper="", feed="pairs", loss=mine, per="row")
+
+
+def recipe_keys(kind: Any = Run, at: str = "") -> set[str]:
+    """Every table and setting of a recipe, with dots."""
+    found = set()
+    for name, hint in typing.get_type_hints(kind).items():
+        found.add(at + name)
+        for part in (hint, *typing.get_args(hint)):
+            if dataclasses.is_dataclass(part):
+                found |= recipe_keys(part, f"{at}{name}.")
+    return found
+
+
+def spoken(tree: ast.AST) -> list[str]:
+    """What a file says in words: its strings, but for docstrings; what an f-string inserts is left out."""
+    parents = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    docs = {id(n.body[0].value) for n in ast.walk(tree) if isinstance(n, parents) and isinstance(n.body[0], ast.Expr)}
+    constants = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in docs]
+    return [node.value for node in constants if isinstance(node.value, str) and " " in node.value]
+
+
+def test_settings_that_messages_name_are_the_recipes():
+    known = recipe_keys()
+    assert {"model.new.heads", "kl.weight", "optim.batch", "data.split"} <= known
+    tables = "model|data|optim|sampling|verdicts|eval|checkpoint|kl|lora|tokenizer|new"
+    key = re.compile(rf"(?<![\w./])(?:{tables})(?:\.[a-z_]+)+(?![\w/(])")
+    files = ("json", "jsonl", "py", "safetensors", "model")
+    wrong = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in ROOT.rglob("*.py")
+        for text in spoken(ast.parse(path.read_text()))
+        for name in key.findall(text)
+        if name not in known and name.rpartition(".")[2] not in files
+    ]
+    assert not wrong, wrong
 
 
 def settings(kind) -> list[str]:

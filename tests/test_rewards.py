@@ -330,9 +330,12 @@ def test_what_a_users_function_returns(user_file):
         (0.0, "wrong"),
         (-1.0, "wrong"),
     ]
-    with pytest.raises(ValueError, match=r"rewards.py:sometimes on row 1 returned nan"):
-        reward(["x", "x"], [{"kind": "true"}, {"kind": "nan"}])
-    with pytest.raises(ValueError, match="on row 0 returned str; a reward returns a number"):
+    assert [score.graded for score in scores] == [False, False, False, True]  # 1 and 0 are verdicts, -1 is a number
+    with pytest.raises(
+        RewardError, match=r"rewards.py:sometimes returned nan on the completion 'y' of the prompt 'why'"
+    ):
+        reward(["x", "y"], [{"kind": "true"}, {"kind": "nan", "prompt": "why"}])
+    with pytest.raises(RewardError, match="returned str on the completion 'x'; a reward returns a number"):
         reward(["x"], [{"kind": "text"}])
     assert [score.value for score in build(f"{user_file}:stateful")(["x"] * 5, [{}] * 5)] == [1, 2, 3, 4, 5]
 
@@ -342,21 +345,24 @@ def test_scores_tensors_and_all_fields(tmp_path):
     file.write_text(SCORING)
     reward = build(f"{file}:everything")
     scores = reward(["x", "x"], [{"answer": "4", "prompt": "2+2?", "text": "not twice"}, {"tensor": True}])
-    assert scores == [Score(0.5, "wrong", "answer,prompt"), Score(0.25, "correct")]
-    with pytest.raises(ValueError, match="everything on row 0 returned inf"):
+    assert scores == [Score(0.5, "wrong", "answer,prompt"), Score(0.25, "wrong", graded=True)]
+    with pytest.raises(RewardError, match="everything returned inf on the completion 'x'"):
         reward(["x"], [{"bad": True}])
 
 
 def test_an_exception_a_hang_and_a_death_stop_the_run(user_file):
     with pytest.raises(
-        RewardError, match=r"(?s)rewards.py:raises failed on row 0: KeyError: 'x'.*values\[completion\]"
+        RewardError,
+        match=r"(?s)rewards.py:raises failed on the completion 'x' of the prompt 'a{77}...': KeyError: 'x'.*"
+        r"values\[completion\]",
     ):
-        build(f"{user_file}:raises")(["x"], [{}])
+        build(f"{user_file}:raises")(["x"], [{"prompt": [{"role": "user", "content": "a" * 200}]}])
     start = time.monotonic()
-    with pytest.raises(RewardError, match=r"rewards.py:hangs took more than 0.5 s on row 0"):
+    told = r"rewards.py:hangs took more than 0.5 s on the completion 'x'.*raise verdicts.timeout = 0.5 "
+    with pytest.raises(RewardError, match=told):
         build(f"{user_file}:hangs", timeout=0.5)(["x"] * 100, [{}] * 100)
     assert time.monotonic() - start < 20  # the first hang stops it; a hundred would take 50 s
-    with pytest.raises(RewardError, match="failed on row 0: its process exited with code 9"):
+    with pytest.raises(RewardError, match="failed on the completion 'x': its process exited with code 9"):
         build(f"{user_file}:dies")(["x"], [{}])
 
 
@@ -371,8 +377,17 @@ def test_mistakes_in_a_users_reward_show_when_it_is_built(user_file, tmp_path):
         UserReward("rewards.py")
     broken = tmp_path / "broken.py"
     broken.write_text("def f(completion:\n")
-    with pytest.raises(RewardError, match="(?s)could not be loaded.*SyntaxError"):
+    with pytest.raises(ValueError, match=r"cannot load .*broken.py:1: SyntaxError: '\(' was never closed$"):
         build(f"{broken}:f")
+    importing = tmp_path / "importing.py"
+    importing.write_text("import math\nimport broken\n")  # the mistake is in what it imports
+    with pytest.raises(ValueError, match=r"cannot load .*broken.py:1: SyntaxError"):
+        build(f"{importing}:f")
+    importing.write_text("import math\nfrom math import nothing\n")
+    with pytest.raises(
+        ValueError, match=r"cannot load .*importing.py:2: ImportError: cannot import name 'nothing'[^\n]*$"
+    ):
+        build(f"{importing}:f")
 
 
 # ---------------------------------------------------------------- combinations
@@ -409,6 +424,16 @@ def test_weighted_sum_and_its_parts():
     for part in (RIGHT, FALSE, LATE):  # weights (1, 0) reduce to one reward
         alone = combined((1.0, 0.0), part, LATE)
         assert (alone.value, alone.verdict) == (part.value, part.verdict)
+
+
+def test_a_plain_number_has_no_say_beside_a_verdict():
+    short, full = Score.of_number(0.25), Score.of_number(1.5)
+    assert (short.verdict, full.verdict, short.graded, full.graded) == ("wrong", "correct", True, True)
+    for part in (short, full):
+        assert [combined((1.0, 0.5), judged, part).verdict for judged in (RIGHT, FALSE)] == ["correct", "wrong"]
+        assert not combined((1.0, 0.5), RIGHT, part).graded
+    alone = combined((1.0, 2.0), short, full)
+    assert alone.graded and alone.value == 3.25 and alone.verdict == "wrong"
 
 
 def test_a_part_that_could_not_be_scored_leaves_the_whole_unscored():

@@ -11,14 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fiducial
-from fiducial.core.tokens import collate, token_logprobs
+from fiducial.core.tokens import collate, pad, token_logprobs
 from fiducial.core.types import Decoding, Encoded, Request, Rollout
+from fiducial.evals.metrics import is_healthy
 from fiducial.models.decoder import Decoder, DecoderConfig
 from fiducial.models.folder import save
 from fiducial.models.tokenizer import train_tokenizer
 from fiducial.sampling.draw import draw, sampling_scores, seed_tensor, uniform
 from fiducial.sampling.local import LocalSampler
 from fiducial.sampling.trace import trace
+from fiducial.train.learner import Learner
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +161,22 @@ def test_sampler_logprobs_equal_the_trainers(model, tokenizer):
     for rollout in rollouts:
         forced = score(model, rollout) * torch.tensor(rollout.mask)
         torch.testing.assert_close(torch.tensor(rollout.sampler_logprobs), forced, atol=1e-4, rtol=0)
+
+
+def test_under_autocast_the_sampler_is_the_policy_that_trains(model, tokenizer):
+    """bfloat16 keeps 8 bits, so a log-prob of a float32 sampler is off by about 0.01 here; one in bfloat16 agrees."""
+    asked = requests([3, 11, 7, 7, 1, 20, 2] * 4)
+    gaps = []
+    for autocast in (False, True):
+        rollouts = LocalSampler(model, tokenizer, autocast=autocast).sample(asked, Decoding(30))
+        batch = collate([Encoded(r.token_ids, r.mask) for r in rollouts])
+        with torch.no_grad():
+            trained = Learner(model, autocast=True)(batch)["logprobs"]
+        sampled = pad([r.sampler_logprobs for r in rollouts], torch.float32)
+        gaps.append((trained - sampled).abs()[batch.mask])
+    assert gaps[1].mean() < 0.1 * gaps[0].mean()
+    assert is_healthy("sampling/logp_difference/mean", float(gaps[1].mean()))
+    assert is_healthy("sampling/logp_difference/max", float(gaps[1].max()))
 
 
 def test_alone_equals_in_a_crowd(model, tokenizer):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fiducial.evals import stats
-from fiducial.evals.stats import maj_at_k, majority, pass_at_k, proportion_interval, self_bleu, wilson
+from fiducial.evals.stats import effective_size, maj_at_k, majority, pass_at_k, proportion_interval, self_bleu, wilson
 
 COUNTS = st.integers(1, 12).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n)))
 
@@ -104,6 +104,12 @@ def test_a_proportions_interval_holds_its_value_and_stays_in_bounds(values, samp
     interval = proportion_interval(values, samples)
     assert 0 <= interval.low <= interval.value <= interval.high <= 1
     assert interval.value == pytest.approx(sum(values) / len(values))
+
+
+def test_weighted_examples_tell_as_much_as_fewer_equal_ones():
+    # (3 + 1 + 1 + 1)^2 / (9 + 1 + 1 + 1) = 3; equal weights of any size count in full; a weight of 0 counts nothing
+    assert effective_size([3.0, 1.0, 1.0, 1.0]) == pytest.approx(3)
+    assert effective_size([0.25] * 7 + [0.0]) == pytest.approx(7)
 
 
 def test_one_sample_per_problem_gives_wilson_and_clusters_count_once():

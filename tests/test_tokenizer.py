@@ -65,7 +65,7 @@ def test_vocabulary_size_holds():
     assert len(train_tokenizer(TEXTS, "bpe", vocab_size=290)) == 290
     tokenizer = train_tokenizer(["a a a b b c"], "word", vocab_size=len(RESERVED) + 2)
     assert pieces(tokenizer, "a b c") == ["a", "b", "<unk>"]  # the most frequent stay
-    with pytest.raises(ValueError, match="vocab_size must be at least 267 for kind 'bpe'; it is 266"):
+    with pytest.raises(ValueError, match="^vocab_size must be at least 267 for a bpe tokenizer; it is 266"):
         train_tokenizer(TEXTS, "bpe", vocab_size=266)
     with pytest.raises(ValueError, match="kind must be bpe, char or word; it is 'words'"):
         train_tokenizer(TEXTS, "words")  # type: ignore[arg-type]

@@ -121,7 +121,7 @@ def test_every_fault_costs_its_own_row_only(faults, capfd):
     assert whys["sys.exit"] == "SystemExit: 5"
     assert whys["kill"] == "its process was killed by SIGKILL"
     assert whys["segfault"] == "its process was killed by SIGSEGV"
-    assert "pickle" in whys["unpicklable"] and "pickle" in whys["local class"]
+    assert "local object" in whys["unpicklable"] and "local object" in whys["local class"]  # cannot be pickled
     assert set(whys) == set(kinds) - {"a", "b", "c", "d", "noise"}
     assert (
         outcomes["raise"].trace.startswith("Traceback") and 'raise KeyError("no such thing")' in outcomes["raise"].trace
@@ -233,13 +233,13 @@ def test_works_from_threads_and_shares_one_pool(faults):
 def test_what_cannot_be_loaded_is_said_at_once(tmp_path, faults):
     broken = tmp_path / "broken.py"
     broken.write_text("import json\n\nvalue = 1 / 0\n")
-    with pytest.raises(RewardError, match="(?s)could not be loaded: ZeroDivisionError.*line 3"):
+    with pytest.raises(RewardError, match=r"cannot load .*broken.py:3: ZeroDivisionError: division by zero$"):
         Pool(Target(str(broken), "f"), timeout=5).map([((), {})])
     with pytest.raises(ValueError, match="has no function 'absent'; it has: double, pid, misbehave"):
         Pool(Target(faults, "absent"), timeout=5).map([((), {})])
     dying = tmp_path / "dying.py"
     dying.write_text("import os\nos._exit(7)\n")
-    with pytest.raises(RewardError, match="could not be loaded: its process exited with code 7"):
+    with pytest.raises(RewardError, match=r"cannot load .*dying.py: its process exited with code 7"):
         Pool(Target(str(dying), "f"), timeout=5).map([((), {})])
     with pytest.raises(ValueError, match="timeout must be above 0"):
         Pool(Target(faults, "double"), timeout=0)

@@ -1,4 +1,4 @@
-"""fiducial eval MODEL TASK | eval REWARD_MODEL PAIRS"""
+"""fiducial eval MODEL TASK | eval REWARD_MODEL PAIRS | eval MODEL TASK --against MODEL2 --judge NAME"""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from fiducial.cli import show
+from fiducial.cli.eval_against import add_flags, eval_against
 from fiducial.core.types import Pair, Problem
 
 
@@ -20,10 +21,12 @@ def is_reward_model(folder: str) -> bool:
 def eval_pairs(folder: str, file: str, n: int | None) -> dict[str, Any]:
     """Accuracy of a reward model on pairs: a pair that scores equal is half right."""
     from fiducial.data import Dataset, open_rows
-    from fiducial.evals.stats import mean_interval, wilson
+    from fiducial.evals.stats import effective_size, mean_interval, wilson
     from fiducial.models.chat import encode
     from fiducial.sampling.scorer import ModelReward
 
+    if not Path(file).exists():
+        raise ValueError(f"{folder} is a reward model, measured on a file of pairs; there is no file {file}")
     reward = ModelReward.load(folder)
 
     def sides(example: Any) -> list[Any]:
@@ -35,7 +38,8 @@ def eval_pairs(folder: str, file: str, n: int | None) -> dict[str, Any]:
     margins = [good - bad for good, bad in zip(scores[::2], scores[1::2], strict=True)]
     weights = [cast(Pair, item.example).weight for item in items]
     right = sum(w * (0.5 if m == 0 else float(m > 0)) for m, w in zip(margins, weights, strict=True))
-    accuracy = wilson(right, sum(weights))
+    size = effective_size(weights)
+    accuracy = wilson(right / sum(weights) * size, size)
     margin = mean_interval(margins)
     return {
         "task": file,
@@ -57,8 +61,7 @@ def problems_of(
 
     over = show.overrides(flags)
     if not Path(task).suffix or task in tasks.TASKS:
-        found = tasks.get(task)
-        return tasks.problems(found, n, cast(Any, split), seed, **over), found.verify, task
+        return tasks.problems(tasks.get(task), n, cast(Any, split), seed, **over), judge(reward or task), task
     if not reward:
         raise ValueError(f"problems from {task} need something that judges them: --reward math, or file.py:function")
     fields = {name.removesuffix("_field"): value for name, value in over.items()}
@@ -73,21 +76,28 @@ def main(argv: list[str]) -> int:
     parser = show.parser(
         "eval",
         "Sample a model on a task and verify: pass@1, pass@k, maj@k with intervals, verdicts, lengths, diversity; or\n"
-        "measure a reward model on pairs. A task's settings are flags (--n-people 3); for a file, --answer-field.",
-        "fiducial eval runs/demo/model arith --n 200 --k 8",
+        "measure a reward model on pairs; or, with --against, the win rate over a second model by a judge. A task's\n"
+        "settings are flags (--n-people 3); for a file, --answer-field.",
+        "fiducial eval runs/demo/grpo/model arith --n 200 --k 8",
     )
-    parser.add_argument("model", help="a Hugging Face folder")
+    parser.add_argument("model", help="a Hugging Face folder, or a run's folder")
     parser.add_argument("task", help="a task's id, or a file of problems (with --reward) or of pairs")
     parser.add_argument("--n", type=int, default=None, help="problems (default 100) or pairs (default all)")
     parser.add_argument("--k", type=int, default=8, help="completions of each problem (default 8)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--split", default="test", choices=("train", "dev", "test"), help="of a task (default test)")
     parser.add_argument("--reward", default="", help="what judges problems from a file")
+    add_flags(parser)
     show.add_decoding(parser)
     args, flags = parser.parse_known_args(argv)
     if args.n is not None and args.n < 1 or args.k < 1:
         raise ValueError("--n and --k must be at least 1")
-    if is_reward_model(args.model):
+    if args.judge and not args.against:
+        raise ValueError("--judge compares two models: name the second by --against")
+    args.model = show.model_folder(args.model)
+    if args.against:
+        found = eval_against(args, flags)
+    elif is_reward_model(args.model):
         found = eval_pairs(args.model, args.task, args.n)
     else:
         found = eval_policy(args, flags)

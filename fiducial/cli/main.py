@@ -17,6 +17,7 @@ VERBS = {
     "sample": "completions of a prompt, and how they were decided",
     "score": "run a verifier or a reward over rows",
     "tasks": "built-in and adapted tasks, or sample problems of one",
+    "data": "make rows to train on, or look at those there are",
     "prove": "hold a method, or your own file, to what can be derived",
     "replay": "recompute a step of a run and compare",
     "doctor": "look at a recipe before it runs, or at a run",
@@ -24,7 +25,18 @@ VERBS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run `fiducial VERB ...`; returns the exit code."""
+    """Run `fiducial VERB ...`; returns the exit code, 1 without a word where no one reads the output any more."""
+    try:
+        try:
+            return _run(argv)
+        finally:
+            sys.stdout.flush()  # here, where a reader that has gone (`| head -1`) can be met
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush when Python ends
+        return 1
+
+
+def _run(argv: list[str] | None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     # Nothing here is ever fetched: a missing folder should be told at once, not after waiting for a hub.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -50,6 +62,8 @@ def run_verb(verb: str, argv: list[str]) -> int:
     module = importlib.import_module(f"fiducial.cli.{verb}")
     try:
         return module.main(argv)
+    except BrokenPipeError:
+        raise
     except ValueError as error:
         print(f"fiducial {verb}: {error}", file=sys.stderr)
         return 2

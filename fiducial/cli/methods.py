@@ -10,13 +10,19 @@ from fiducial.core.method import GLOSSARY, Method
 from fiducial.methods import METHODS, lookup
 
 
+def title(method: Method) -> str:
+    """What a method is called: by its record, else by the first sentence of its file, else by its loss."""
+    told = inspect.cleandoc(method.loss.__globals__.get("__doc__") or "").partition("\n")[0]
+    return method.title or told or method.name
+
+
 def entry(name: str, method: Method) -> dict[str, Any]:
     """What `--json` gives of a method."""
     anchors = {"ref"} if any(n.startswith("ref_") for n in method.needs) or method.kl.weight else set()
     anchors |= {"old"} if "old_logprobs" in method.needs else set()
     return {
         "id": name,
-        "title": method.title,
+        "title": title(method),
         "paper": method.paper,
         "family": method.family,
         "feed": method.feed,

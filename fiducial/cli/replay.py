@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fiducial.cli import show
+from fiducial.store import RunFolder
 
 
 def main(argv: list[str]) -> int:
@@ -16,7 +17,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--step", type=int, required=True)
     args = parser.parse_args(argv)
     from fiducial.train.replay import replay
+    from fiducial.train.run import refuse_changed_data
 
+    refuse_changed_data(RunFolder(args.run))
     found = replay(args.run, args.step)
     same = found["tokens_equal"] and found["rewards_equal"]
     same = same and found["max_logprob_error"] is not None and found["max_grad_error"] is not None

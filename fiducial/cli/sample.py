@@ -37,9 +37,9 @@ def main(argv: list[str]) -> int:
     parser = show.parser(
         "sample",
         "Completions of a prompt; --trace adds for each token the probabilities it was drawn from.",
-        "fiducial sample runs/demo/model --prompt 'Gus has 17 .' -n 3 --temperature 0.7",
+        "fiducial sample runs/demo/grpo/model --prompt 'Gus has 17.' -n 3 --temperature 0.7",
     )
-    parser.add_argument("model", help="a Hugging Face folder")
+    parser.add_argument("model", help="a Hugging Face folder, or a run's folder")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--prompt", help="text (default: standard input)")
     source.add_argument("--file", help="a .txt file with a prompt on each line, or rows with a field 'prompt'")
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
     from fiducial.sampling.trace import trace
 
     wanted = prompts(args)
-    model, tokenizer = models.load(args.model)
+    model, tokenizer = models.load(show.model_folder(args.model))
     requests = [
         Request(encode_prompt(tokenizer, prompt), mix(args.seed, "cli", i, copy), prompt, group=i)
         for i, prompt in enumerate(wanted)

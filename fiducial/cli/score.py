@@ -6,11 +6,14 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean, pstdev
 from typing import Any
 
 from fiducial.cli import show
 from fiducial.core.types import Reward, Score
 from fiducial.data import open_rows, tasks
+
+SHOWN = 50  # rows of the table for people
 
 
 def score_rows(reward: Reward, rows: Sequence[dict[str, Any]]) -> list[Score]:
@@ -27,7 +30,9 @@ def main(argv: list[str]) -> int:
     """Run the verb; returns the exit code."""
     parser = show.parser(
         "score",
-        "Run one verifier or reward over rows; each row names `completion` and what the verifier needs.",
+        "Run one verifier or reward over rows; each row names `completion` and what the verifier needs.\n"
+        "A reward model's score, or a number of your function other than 0 and 1, is `graded`: nobody said right or\n"
+        "wrong, the verdict in the JSON is only whether it is 1 or more, and the summary shows how values spread.",
         "fiducial score math answers.jsonl --out scores.jsonl",
     )
     parser.add_argument("verifier", nargs="?", help="an id (--list), a task, file.py:function, a reward model's folder")
@@ -44,11 +49,16 @@ def main(argv: list[str]) -> int:
         raise ValueError(f"--timeout must be positive; it is {args.timeout}")
     from fiducial.evals.judges import judge
 
-    reward = judge(args.verifier, args.timeout)
+    verifier = show.model_folder(args.verifier) if Path(args.verifier).is_dir() else args.verifier
+    reward = judge(verifier, args.timeout)
     rows = list(open_rows(args.file))
+    scores = score_rows(reward, rows)
     found = [
-        {"index": i, "verdict": s.verdict, "value": s.value, "why": s.why, "seconds": round(s.seconds, 6)}
-        for i, s in enumerate(score_rows(reward, rows))
+        {
+            **{"index": i, "verdict": s.verdict, "value": s.value, "why": s.why},
+            **{"seconds": round(s.seconds, 6), "graded": s.graded},
+        }
+        for i, s in enumerate(scores)
     ]
     if args.out:
         Path(args.out).write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")
@@ -56,20 +66,56 @@ def main(argv: list[str]) -> int:
         show.emit(found)
         return 0
     if not args.out:
-        shown = [(row["index"], row["verdict"], row["value"], row["why"]) for row in found[:50]]
+        shown = [
+            (i, _said(s), "" if s.value is None else f"{s.value:.6g}", s.why) for i, s in enumerate(scores[:SHOWN])
+        ]
         show.table(["row", "verdict", "value", "why"], shown)
-    counts = Counter(row["verdict"] for row in found)
-    print(f"{len(found)} rows: " + ", ".join(f"{number} {verdict}" for verdict, number in counts.most_common()))
+    print("\n".join(summary(scores)))
     return 0
+
+
+def _said(score: Score) -> str:
+    """The verdict for people: a plain number is neither right nor wrong."""
+    return "scored" if score.graded else score.verdict
+
+
+def summary(scores: Sequence[Score]) -> list[str]:
+    """How many rows got which verdict; where any value is a plain number, how the values are distributed instead of how
+    many are right."""
+    if not any(score.graded for score in scores):
+        counts = Counter(score.verdict for score in scores)
+        values: list[float] = []
+    else:
+        counts = Counter("scored" if score.value is not None else score.verdict for score in scores)
+        values = sorted(score.value for score in scores if score.value is not None)
+    lines = [f"{len(scores)} rows: " + ", ".join(f"{number} {verdict}" for verdict, number in counts.most_common())]
+    if values:
+        lines.append(f"mean {fmean(values):.4g}, standard deviation {pstdev(values):.4g}")
+        shares = {"min": 0.0, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "max": 1.0}
+        lines.append(", ".join(f"{name} {quantile(values, share):.4g}" for name, share in shares.items()))
+    return lines
+
+
+def quantile(ordered: Sequence[float], share: float) -> float:
+    """The value that this share of ordered values does not exceed, between neighbours in proportion.
+
+    >>> [quantile([1.0, 2.0, 4.0], share) for share in (0.0, 0.25, 0.5, 1.0)]
+    [1.0, 1.5, 2.0, 4.0]
+    """
+    place = share * (len(ordered) - 1)
+    low = int(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
 
 
 def _list(as_json: bool) -> int:
     from fiducial.rewards import VERIFIERS
 
     known = [(name, entry.summary) for name, entry in VERIFIERS.items()]
-    known += [(task.id, f"the task's own verifier: {task.summary}") for task in tasks.TASKS.values()]
+    listed = tasks.list_tasks() if as_json else list(tasks.TASKS.values())
+    known += [(task.id, f"the task's own verifier: {task.summary}") for task in listed]
     if as_json:
-        show.emit([{"id": name, "summary": summary} for name, summary in known])
+        show.emit([{"id": name, "summary": says} for name, says in known])
     else:
-        show.table(["verifier", ""], [*known, ("rg/<name>", "the verifier of a reasoning-gym task")])
+        show.table(["verifier", ""], [*known, ("rg/<name>", "the verifier of a reasoning-gym task (fiducial tasks)")])
     return 0

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from fiducial.core.types import Decoding
@@ -38,6 +39,17 @@ def add_decoding(made: argparse.ArgumentParser, max_new_tokens: int = 128) -> No
 def decoding(args: argparse.Namespace) -> Decoding:
     """What the flags of `add_decoding` say."""
     return Decoding(args.max_new_tokens, args.temperature, args.top_k, args.top_p, args.min_p, tuple(args.stop))
+
+
+def model_folder(path: str) -> str:
+    """The model that a path names: of a run's folder the one inside, which is told on standard error."""
+    from fiducial.models.folder import is_run
+
+    inside = Path(path) / "model"
+    if not (is_run(Path(path)) and inside.is_dir()):
+        return path
+    print(f"{path} is a run's folder: taking its model, {inside}", file=sys.stderr)
+    return str(inside)
 
 
 def emit(value: Any) -> None:

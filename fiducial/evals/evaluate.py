@@ -12,16 +12,17 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any, cast
 
+from fiducial.config import Run
 from fiducial.core.answers import extract_answer, normalize_answer, read_number
 from fiducial.core.seeds import mix
-from fiducial.core.types import VERDICTS, Decoding, Problem, Prompt, Request, Reward, Rollout, Sampler, Score
+from fiducial.core.types import FAILED, VERDICTS, Decoding, Problem, Prompt, Request, Reward, Rollout, Sampler, Score
 from fiducial.evals import stats
 from fiducial.evals.stats import Interval
 
-UNJUDGED = ("timeout", "crashed", "skipped")  # the verifier failed; nothing is known about the completion
 CHUNK = 512  # completions asked for at once, between two calls of `progress`
 
 Verify = Callable[[str, dict[str, Any]], Score] | Reward
+Earns = Callable[[Score, str], float | None]  # score, finish -> reward, None where the completion has none
 
 
 @dataclass(frozen=True)
@@ -78,14 +79,17 @@ def evaluate(
     task: str = "",
     greedy: bool = True,
     answer: Callable[[str], Hashable | None] | None = None,
+    reward_of: Earns | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Draw k completions of each problem (and one greedy one), verify them all, and count.
 
     Sample j of problem i is drawn with `mix(seed, "eval", i, j)`, so the first n problems of a longer evaluation give
     the same completions. `answer` says which completions agree, for the vote of maj@k: by default `canonical_answer`.
-    `progress(done, total)` is called as completions arrive. Only the verdict "correct" is a success; how many
-    completions the verifier failed on is the metric `unjudged`. ValueError for no problems, k < 1, or several samples
+    `reward_of` is what a completion earns, by default as a recipe's [verdicts] has it: nothing for an unparseable one.
+    `progress(done, total)` is called as completions arrive. Only the verdict "correct" is a success; a reward whose
+    numbers call nothing right or wrong (`Score.graded`) has a mean and no success rates. How many completions the
+    verifier failed on is the metric `unjudged`. ValueError for no problems, k < 1, or several samples
     at temperature 0.
     """
     if not problems:
@@ -108,7 +112,7 @@ def evaluate(
         size = max(1, CHUNK // count) * count  # whole problems, so that their samples share a prefill
         for start in range(0, len(requests), size):
             drawn = sampler.sample(requests[start : start + size], decoding)
-            rollouts += judge(drawn, problems, verify)
+            rollouts += judge(drawn, problems, verify, reward_of or Run().reward_of)
             if progress:
                 progress(done + len(rollouts), total)
         return rollouts
@@ -119,7 +123,7 @@ def evaluate(
     return summarise(groups, best, task=task, answer=answer or canonical_answer)
 
 
-def judge(rollouts: Sequence[Rollout], problems: Sequence[Problem], verify: Verify) -> list[Rollout]:
+def judge(rollouts: Sequence[Rollout], problems: Sequence[Problem], verify: Verify, reward_of: Earns) -> list[Rollout]:
     """The rollouts with their scores; `group` is the index of a rollout's problem. One whose sampling failed is
     "crashed" and is not shown to the verifier."""
     fine = [rollout for rollout in rollouts if rollout.finish != "error"]
@@ -129,9 +133,10 @@ def judge(rollouts: Sequence[Rollout], problems: Sequence[Problem], verify: Veri
     else:
         one = cast(Callable[[str, dict[str, Any]], Score], verify)
         scores = [one(r.completion, row) for r, row in zip(fine, rows, strict=True)]
-    judged = iter([replace(r, reward=s.value, score=s) for r, s in zip(fine, scores, strict=True)])
+    judged = iter(scores)
     failed = Score(None, "crashed", "the sampler did not finish this completion")
-    return [replace(r, reward=None, score=failed) if r.finish == "error" else next(judged) for r in rollouts]
+    given = [(r, failed if r.finish == "error" else next(judged)) for r in rollouts]
+    return [replace(r, reward=reward_of(score, r.finish), score=score) for r, score in given]
 
 
 def canonical_answer(completion: str) -> Hashable | None:
@@ -159,17 +164,19 @@ def summarise(
     """Numbers from judged rollouts, k of each problem."""
     n, k = len(groups), len(groups[0])
     answers = [[answer(r.completion) for r in group] for group in groups]
-    per_problem = successes(groups, answers)
-    if greedy:
-        per_problem["greedy"] = [float(_correct(r)) for r in greedy]
+    flat = [rollout for group in groups for rollout in group]
+    per_problem: dict[str, list[float]] = {}
+    if not any(_score(r).graded for r in flat):
+        per_problem = successes(groups, answers)
+        if greedy:
+            per_problem["greedy"] = [float(_correct(r)) for r in greedy]
     metrics, intervals = {}, {}
     for name, values in per_problem.items():
         several = 1 if name == "greedy" else max(1, k // int(name.partition("@")[2]))
         interval = stats.proportion_interval(values, samples=several)
         metrics[name], intervals[name] = interval.value, (interval.low, interval.high)
-    flat = [rollout for group in groups for rollout in group]
     verdicts = Counter(_score(rollout).verdict for rollout in flat)
-    metrics["unjudged"] = sum(verdicts[verdict] for verdict in UNJUDGED) / len(flat)
+    metrics["unjudged"] = sum(verdicts[verdict] for verdict in FAILED) / len(flat)
     metrics |= {**rewards(flat), **lengths(flat), **diversity(groups, answers)}
     counted = {verdict: verdicts[verdict] for verdict in VERDICTS if verdicts[verdict]}
     return Evaluation(task, n, k, metrics, intervals, counted, per_problem, groups, greedy)

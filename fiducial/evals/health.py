@@ -83,19 +83,29 @@ class Trend:
 
 
 def read_run(path: str | Path | RunFolder) -> list[Finding]:
-    """What looks wrong in a run folder, errors first. ValueError if it is not one."""
+    """What looks wrong in a run folder: first why it stopped, if it did, then errors before warnings. ValueError if it
+    is not one."""
     folder = path if isinstance(path, RunFolder) else RunFolder(path)
     evidence = Evidence(folder, folder.read_config(), folder.read_metrics(), folder.read_json("data.json") or {})
     findings = [finding for rule in RULES for finding in rule(evidence)]
     order = ("error", "warning", "info")
-    return sorted(findings, key=lambda finding: order.index(finding.severity))
+    return [*stopped(folder), *sorted(findings, key=lambda finding: order.index(finding.severity))]
 
 
 # -- is there anything to read -----------------------------------------------------------------------------------
 
 
+def stopped(folder: RunFolder) -> Iterator[Finding]:
+    """What ended the run before its time, as it said itself."""
+    if stop := folder.read_stop():
+        severity: Severity = "warning" if stop["kind"] == "KeyboardInterrupt" else "error"
+        yield Finding(severity, f"the run stopped: {stop['reason']}", f"step {stop['step']}", stop["advice"])
+
+
 def unfinished(run: Evidence) -> Iterator[Finding]:
-    """Did the run reach its end?"""
+    """Did the run reach its end? Said here only of a run that could not say it: it was killed, or is still running."""
+    if run.folder.read_stop():
+        return
     done, wanted = run.folder.last_step(), run.config.get("steps")
     if not done:
         yield Finding("warning", "no step was finished", "metrics.jsonl", "start it again with --resume")

@@ -31,7 +31,11 @@ METRICS: dict[str, Metric] = {
     "grad_norm": Metric("Norm of the whole gradient before clipping.", "", (0.0, 10.0)),
     "lr": Metric("Learning rate of the step.", ""),
     "epoch": Metric("Passes over the data so far.", "passes"),
-    "skipped_updates": Metric("1 if an update of the step had nothing to learn from and was left out.", "", (0.0, 0.0)),
+    "skipped_updates": Metric(
+        "Updates of the step that had nothing to learn from and were left out; not logged where there is none.",
+        "updates",
+        (0.0, 0.0),
+    ),
     "nonfinite": Metric(
         "Numbers of the step that were NaN or infinite; they are logged as null.", "", (0.0, 0.0), "down"
     ),
@@ -58,13 +62,16 @@ METRICS: dict[str, Metric] = {
     "logps/chosen": Metric("Log-probability of chosen completions, summed over tokens.", "nats"),
     "logps/rejected": Metric("Log-probability of rejected completions, summed over tokens.", "nats"),
     # rewards
-    "reward": Metric("Mean reward of the completions that have one.", "reward", better="up"),
+    "reward": Metric(
+        "Mean reward of the completions that have one; [verdicts] says what unparseable ones earn.",
+        "reward",
+        better="up",
+    ),
     "reward_std": Metric("Spread of the rewards of one prompt's completions, mean over prompts.", "reward"),
     "frac_reward_zero_std": Metric(
         "Prompts whose completions all have the same reward: they teach nothing.", "share", (0.0, 0.6)
     ),
     "rewards/<source>/mean": Metric("Mean of one reward source, before weighting.", "reward", better="up"),
-    "rewards/<source>/std": Metric("Spread of one reward source over completions.", "reward"),
     "verdict/correct": Metric("Completions that the verifier found correct.", "share", better="up"),
     "verdict/wrong": Metric("Completions that the verifier found wrong.", "share", better="down"),
     "verdict/unparseable": Metric("Completions without a readable answer.", "share", (0.0, 0.2), "down"),

@@ -62,7 +62,7 @@ CARDS = (
 )
 MAX_CARDS = 8
 VERDICT_BY = (
-    *("eval/pass@1", "eval/rewards/accuracies", "eval/accuracy", "eval/perplexity", "eval/loss"),
+    *("eval/pass@1", "eval/reward", "eval/rewards/accuracies", "eval/accuracy", "eval/perplexity", "eval/loss"),
     *("reward", "rewards/accuracies", "accuracy", "loss"),
 )
 MAX_SAMPLES = 12

@@ -95,6 +95,15 @@ def _subsets(n: int, k: int, seed: int, draws: int) -> Iterator[Sequence[int]]:
 # -- intervals ---------------------------------------------------------------------------------------------------
 
 
+def effective_size(weights: Sequence[float]) -> float:
+    """How many equal examples tell as much as these weighted ones: (sum w)^2 / sum w^2 (Kish 1965).
+
+    >>> effective_size([2.0, 2.0]), effective_size([3.0, 1.0])
+    (2.0, 1.6)
+    """
+    return sum(weights) ** 2 / sum(w * w for w in weights)
+
+
 def wilson(successes: float, n: float, level: float = LEVEL) -> Interval:
     """Score interval of a proportion from n independent draws (Wilson 1927). It stays in [0, 1] and has a width even
     when all succeed or all fail. ValueError unless 0 <= successes <= n, n > 0.

@@ -60,15 +60,20 @@ def _leading_bos(tokenizer: Any) -> list[int]:
 
 
 def _render_prompt(tokenizer: Any, prompt: Sequence[Message]) -> str:
-    if not tokenizer.chat_template:
-        raise ValueError(
-            "the prompt is messages, but the tokenizer has no chat template; give text or set chat_template"
-        )
+    _need_template(tokenizer)
     if prompt and prompt[-1]["role"] == "assistant":
         raise ValueError(
             "a prompt must end with what the assistant answers to, but its last message is the assistant's"
         )
     return _render(tokenizer, prompt, add_generation_prompt=True)
+
+
+def _need_template(tokenizer: Any) -> None:
+    if not tokenizer.chat_template:
+        raise ValueError(
+            "the rows are chat messages, but the model's tokenizer has no chat template: begin with a chat model, put "
+            "one into the model's folder as chat_template.jinja, or write the rows as text (prompt and completion)"
+        )
 
 
 def _render(tokenizer: Any, messages: Sequence[Message], **settings: Any) -> str:
@@ -113,7 +118,8 @@ def _render_marked(tokenizer: Any, messages: list[Message]) -> tuple[str, list[t
     """The rendered chat and where in it the template's generation blocks lie."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    template = tokenizer.chat_template or ""
+    _need_template(tokenizer)
+    template = tokenizer.chat_template
     if "generation" not in template.replace("add_generation_prompt", ""):
         raise ValueError(
             "the chat template does not mark what the assistant writes; put {% generation %} and {% endgeneration %} "

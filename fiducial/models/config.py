@@ -65,4 +65,4 @@ class DecoderConfig:
 
 def _check(ok: bool, name: str, wanted: str, value: Any):
     if not ok:
-        raise ValueError(f"model.{name} must be {wanted}; it is {value}")
+        raise ValueError(f"{name} must be {wanted}; it is {value}")

@@ -131,7 +131,7 @@ class Trunk(nn.Module):
         length = input_ids.shape[1]
         if length > self.config.max_length:
             raise ValueError(
-                f"{length} tokens do not fit model.max_length = {self.config.max_length}; shorten the rows"
+                f"{length} tokens do not fit the model's max_length = {self.config.max_length}; shorten the rows"
             )
         mask = None
         if length < FUSED_LENGTH and input_ids.device.type == "cpu":

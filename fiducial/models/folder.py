@@ -33,6 +33,11 @@ def load(
     """
     folder = Path(folder)
     stock = read_config(folder)
+    if is_reward_model(stock):
+        raise ValueError(
+            f"{folder} is a reward model, which scores texts and writes none: `fiducial score {folder} FILE` scores "
+            f"completions, `fiducial eval {folder} PAIRS` measures it"
+        )
     tokenizer = load_tokenizer(folder)
     model = load_model(folder, stock, dtype)
     check_finite(model, str(folder))
@@ -50,6 +55,9 @@ def read_config(folder: Path) -> Any:
 
     if not folder.is_dir():
         raise ValueError(f"there is no model folder {folder}; give the path of a Hugging Face folder")
+    if is_run(folder):
+        there = "is in" if (folder / "model").is_dir() else "will be, once the run is done, in"
+        raise ValueError(f"{folder} is a run's folder: the model {there} {folder / 'model'}")
     if not (folder / "config.json").is_file():
         hint = "it holds an adapter: merge it and save the model" if (folder / "adapter_config.json").is_file() else ""
         raise ValueError(f"{folder} has no config.json; {hint or 'a Hugging Face model folder has one'}")
@@ -59,11 +67,25 @@ def read_config(folder: Path) -> Any:
         raise ValueError(f"{folder / 'config.json'} cannot be read: {error}") from error
 
 
+def is_run(folder: Path) -> bool:
+    """Whether this is the folder of a run, whose config.json is a recipe, rather than that of a model."""
+    return (folder / "config.json").is_file() and (folder / "metrics.jsonl").is_file()
+
+
+def is_reward_model(stock: Any) -> bool:
+    """Whether a stock config is that of a reward model: a head that gives one number."""
+    names = stock.architectures or []
+    return any(name.endswith("ForSequenceClassification") for name in names) and stock.num_labels == 1
+
+
 def load_model(folder: Path, stock: Any, dtype: torch.dtype, headless: bool = False) -> Decoder | HFModel:
     """The language model in `folder`, whose stock config is given; `headless`: of a folder that holds another
     head, whose language-model head is then left to be dropped."""
     weights, eos_ids = weight_files(folder), _eos_ids(folder, stock)
-    config = decoder_config(stock, eos_ids)
+    try:
+        config = decoder_config(stock, eos_ids)
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.json'}: {error}") from error
     if config is not None and weights:
         model = Decoder.empty(config, dtype)
         _fill(model, read_weights(weights), folder, headless)

@@ -99,10 +99,9 @@ def load_reward_model(
     """The reward model and tokenizer of a `...ForSequenceClassification` folder with one label, in eval mode."""
     folder = Path(folder)
     stock = folders.read_config(folder)
-    architectures = stock.architectures or []
-    if not any(name.endswith("ForSequenceClassification") for name in architectures) or stock.num_labels != 1:
+    if not folders.is_reward_model(stock):
         raise ValueError(
-            f"{folder} is no reward model: its config.json names {architectures} with {stock.num_labels} labels"
+            f"{folder} is no reward model: its config.json names {stock.architectures} with {stock.num_labels} labels"
         )
     tokenizer = load_tokenizer(folder)
     backbone = folders.load_model(folder, stock, dtype, headless=True)

@@ -114,10 +114,9 @@ class HFModel(nn.Module):
 
     def set_gradient_checkpointing(self, on: bool) -> None:
         """Recompute activations in the backward pass instead of keeping them."""
-        if on:
-            self.model.activation_checkpointing_enable()
-        else:
-            self.model.activation_checkpointing_disable()
+        # transformers 5.23 has new names for the two, and warns of the old ones.
+        word = "activation" if hasattr(self.model, "activation_checkpointing_enable") else "gradient"
+        getattr(self.model, f"{word}_checkpointing_{'enable' if on else 'disable'}")()
 
 
 @contextmanager

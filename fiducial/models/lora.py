@@ -33,9 +33,9 @@ def add_lora(
     from peft import LoraConfig, inject_adapter_in_model
 
     if rank < 1:
-        raise ValueError(f"lora.rank must be at least 1; it is {rank}")
+        raise ValueError(f"rank must be at least 1; it is {rank}")
     if not 0 <= dropout < 1:
-        raise ValueError(f"lora.dropout must be in [0, 1); it is {dropout}")
+        raise ValueError(f"dropout must be in [0, 1); it is {dropout}")
     if tuner_layers(model):
         raise ValueError("the model already carries an adapter; merge it before adding another")
     stock = stock_module(model)
@@ -43,7 +43,7 @@ def add_lora(
     unknown = sorted(set(targets) - set(linear))
     if unknown:
         raise ValueError(
-            f"lora.targets names {unknown[0]!r}, which is no linear layer; there are {', '.join(sorted(linear))}"
+            f"targets names {unknown[0]!r}, which is no linear layer; there are {', '.join(sorted(linear))}"
         )
     config = LoraConfig(
         r=rank,

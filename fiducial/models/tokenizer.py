@@ -45,10 +45,10 @@ def train_tokenizer(texts: Iterable[str], kind: Literal["bpe", "char", "word"] =
     from transformers import PreTrainedTokenizerFast
 
     if kind not in ("bpe", "char", "word"):
-        raise ValueError(f"tokenizer.kind must be bpe, char or word; it is {kind!r}")
+        raise ValueError(f"kind must be bpe, char or word; it is {kind!r}")
     smallest = len(RESERVED) + (256 if kind == "bpe" else 1)
     if vocab_size < smallest:
-        raise ValueError(f"tokenizer.vocab_size must be at least {smallest} for kind {kind!r}; it is {vocab_size}")
+        raise ValueError(f"vocab_size must be at least {smallest} for a {kind} tokenizer; it is {vocab_size}")
     tokenizer, trainer = _untrained(kind, vocab_size)
     tokenizer.train_from_iterator(texts, trainer)
     # Trained as special so that nothing splits them; said again as text so that decoding without specials keeps them.

@@ -36,7 +36,7 @@ def main() -> None:
         function = _load(**setup)
         reply = ("ready", describe_parameters(function), "", "")
     except BaseException as error:  # whatever it is, the parent is told and says it to the user
-        reply = ("failed", None, *_describe(error, setup["file"]))
+        reply = ("failed", None, _where(error, setup["file"]), "")
     _write(results, number, pickle.dumps(reply))
     own_pid = os.getpid()
     while reply[0] not in ("failed", "exhausted") and (frame := _read(requests)):
@@ -88,6 +88,15 @@ def _answer(function, body: bytes, file: str) -> tuple[tuple, bytes]:
         reply = (status, None, *_describe(error, file))
         body = pickle.dumps(reply)
     return reply, body
+
+
+def _where(error: BaseException, file: str) -> str:
+    """The error of a file that does not load, in one line: `file:line: what`."""
+    what = traceback.format_exception_only(error)[-1].strip()
+    if isinstance(error, SyntaxError):  # it may be in a file that this one imports
+        return f"{error.filename}:{error.lineno}: {what}"
+    lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == file]
+    return f"{file}:{lines[-1]}: {what}" if lines else f"{file}: {what}"
 
 
 def _describe(error: BaseException, file: str) -> tuple[str, str]:

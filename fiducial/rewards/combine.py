@@ -12,8 +12,9 @@ from fiducial.core.types import Reward, Score
 class Weighted:
     """The weighted sum of rewards, R = sum_k w_k R_k, with its parts kept in `Score.parts`.
 
-    The verdict is "correct" when every part with a positive weight is correct, else "wrong". A part that could not be
-    scored makes the whole unscored, with that part's verdict and never as a zero; a part of weight 0 is only recorded.
+    The verdict is "correct" when every part with a positive weight is correct, else "wrong"; a graded part (a plain
+    number) has a say only where all are, and then the whole is graded. A part that could not be scored makes the whole
+    unscored, with that part's verdict and never as a zero; a part of weight 0 is only recorded.
 
     A `gate` names a part on which all depends: where its verdict is "wrong" the value is `gate_value` and the verdict
     "wrong", whatever the other parts say.
@@ -44,7 +45,7 @@ class Weighted:
     def _combine(self, parts: dict[str, Score]) -> Score:
         if self.gate and parts[self.gate].verdict == "wrong":
             return Score(self.gate_value, "wrong", f"gate {self.gate}: {parts[self.gate].why}", parts)
-        value, verdict = 0.0, "correct"
+        value, judging = 0.0, []
         for name, (_, weight) in self.rewards.items():
             part = parts[name]
             if weight == 0 and name != self.gate:
@@ -52,8 +53,9 @@ class Weighted:
             if part.value is None:
                 return Score(None, part.verdict, f"{name}: {part.why}", parts)
             value += weight * part.value
-            if weight > 0 and part.verdict == "wrong":
-                verdict = "wrong"
-        return Score(
-            value, verdict, "; ".join(f"{name}: {part.why}" for name, part in parts.items() if part.why), parts
-        )
+            if weight > 0:
+                judging.append(part)
+        graded = all(part.graded for part in judging)
+        right = all(part.verdict == "correct" for part in judging if graded or not part.graded)
+        why = "; ".join(f"{name}: {part.why}" for name, part in parts.items() if part.why)
+        return Score(value, "correct" if right else "wrong", why, parts, graded)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fiducial.core.types import Score
+from fiducial.rewards.verdicts import told
 from fiducial.rewards.worker import Call, Outcome, Pool, RewardError, Target
 
 POSITIONAL = ("POSITIONAL_ONLY", "POSITIONAL_OR_KEYWORD", "VAR_POSITIONAL")
@@ -19,12 +20,14 @@ POSITIONAL = ("POSITIONAL_ONLY", "POSITIONAL_OR_KEYWORD", "VAR_POSITIONAL")
 class UserReward:
     """The reward `path/file.py:function`, a function `(completion, **fields) -> float | bool | Score | None`.
 
-    It receives the fields of the row that its parameters name, or all of them if it takes `**fields`. A number above 0
-    has the verdict "correct", any other "wrong"; None means that it does not apply, "skipped". It runs in a process of
-    its own, one call after the other unless `workers` says otherwise, and its file is loaded once per process.
+    It receives the fields of the row that its parameters name, or all of them if it takes `**fields`. 1 and True have
+    the verdict "correct", 0 and False "wrong"; any other number is graded (`Score.of_number`); None means that it does
+    not apply, "skipped". It runs in a process of its own, one call after the other unless `workers` says otherwise, and
+    its file is loaded once per process.
 
-    Raises RewardError, which stops the run, when the function raises, dies, or takes more than `timeout` seconds for
-    one completion; ValueError when it returns something that is not a finite number. Neither becomes a reward.
+    Raises RewardError, which stops the run, when the function raises, dies, takes more than `timeout` seconds for one
+    completion, or returns something that is not a finite number: none of that becomes a reward. ValueError when there
+    is no such function, or its file does not load.
     """
 
     def __init__(self, spec: str, *, timeout: float = 30.0, workers: int = 1):
@@ -38,7 +41,10 @@ class UserReward:
         self.spec = spec
         target = Target(str(file), function, path=[str(file.parent), *sys.path])
         self.pool = Pool(target, timeout=timeout, workers=workers)
-        parameters = self.pool.parameters()  # loads the file, so that a mistake in it shows before the run starts
+        try:
+            parameters = self.pool.parameters()  # loads the file, so that a mistake in it shows before the run starts
+        except RewardError as error:
+            raise ValueError(str(error)) from error
         if not parameters or parameters[0].kind not in POSITIONAL:
             raise ValueError(f"reward {spec!r}: the function must take the completion as its first argument")
         fields = parameters[1:] if parameters[0].kind != "VAR_POSITIONAL" else parameters
@@ -54,7 +60,9 @@ class UserReward:
         order = list(calls)
         with closing(self.pool.each(list(calls.values()))) as outcomes:
             for number, outcome in outcomes:
-                scores[order[number]] = replace(self._score(order[number], outcome), seconds=outcome.seconds)
+                row = order[number]
+                where = told(completions[row], rows[row].get("prompt"))
+                scores[row] = replace(self._score(where, outcome), seconds=outcome.seconds)
         return [score for score in scores if score is not None]
 
     def _missing(self, row: dict[str, Any]) -> Score | None:
@@ -68,32 +76,37 @@ class UserReward:
             return (completion,), {name: value for name, value in row.items() if name != self.completion_name}
         return (completion,), {name: row[name] for name in self.fields if name in row}
 
-    def _score(self, row: int, outcome: Outcome) -> Score:
+    def _score(self, where: str, outcome: Outcome) -> Score:
         if outcome.status == "timeout":
+            limit = f"{self.pool.timeout:g}"
             raise RewardError(
-                f"{self.spec} took more than {self.pool.timeout:g} s on row {row}; make it faster or raise its limit"
+                f"{self.spec} took more than {limit} s on {where}; make it faster, or raise verdicts.timeout = {limit} "
+                "(--timeout of fiducial score)"
             )
         if outcome.status == "crashed":
-            raise RewardError(f"{self.spec} failed on row {row}: {outcome.why}\n{outcome.trace}".rstrip())
+            raise RewardError(f"{self.spec} failed on {where}: {outcome.why}\n{outcome.trace}".rstrip())
         result = outcome.value
         if result is None:
             return Score(None, "skipped", f"{self.name} returned None")
         if isinstance(result, Score):
-            self._number(row, 0.0 if result.value is None else result.value)
+            self._number(where, 0.0 if result.value is None else result.value)
             return result
-        value = self._number(row, result)
-        return Score(value, "correct" if value > 0 else "wrong")
+        return Score.of_number(self._number(where, result))
 
-    def _number(self, row: int, result: Any) -> float:
+    def _number(self, where: str, result: Any) -> float:
         """The result as a float; numbers of numpy and tensors of one element count as numbers."""
-        where = f"{self.spec} on row {row}"
         if isinstance(result, str | bytes) or not hasattr(result, "__float__"):
             kind = type(result).__name__
-            raise ValueError(f"{where} returned {kind}; a reward returns a number, a bool, a Score or None")
+            raise RewardError(
+                f"{self.spec} returned {kind} on {where}; a reward returns a number, a bool, a Score or None"
+            )
         try:
             value = float(result)
         except (TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{where} returned a {type(result).__name__} that is not one number") from error
+            kind = type(result).__name__
+            raise RewardError(f"{self.spec} returned a {kind} that is not one number on {where}") from error
         if not math.isfinite(value):
-            raise ValueError(f"{where} returned {value}; a reward must be finite, or None where it does not apply")
+            raise RewardError(
+                f"{self.spec} returned {value} on {where}; a reward must be finite, or None where it does not apply"
+            )
         return value

@@ -1,4 +1,4 @@
-"""What the verifiers share: building scores, reading a row's gold answer, judging row by row."""
+"""What the verifiers share: building scores, reading a row's gold answer, judging row by row, naming a completion."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 from fiducial.core.answers import gold_text
-from fiducial.core.types import Score, Verdict
+from fiducial.core.types import Prompt, Score, Verdict
 from fiducial.rewards.worker import Outcome
 
+TOLD = 80  # characters of a prompt or completion in a message
 CHECK_MEMORY = 4 << 30  # bytes; address space of a process that runs a built-in check
 
 
@@ -34,6 +35,21 @@ def outcome_score(outcome: Outcome) -> Score:
     """The score of a check that ran in a worker and returned (verdict, why)."""
     found = score(*outcome.value) if outcome.status == "result" else score(outcome.status, outcome.why)
     return replace(found, seconds=outcome.seconds)
+
+
+def told(completion: str, prompt: Prompt | None) -> str:
+    """A completion and its prompt (of a chat the last message), as a message names them.
+
+    >>> told("4", "2 + 2?")
+    "the completion '4' of the prompt '2 + 2?'"
+    """
+    text = prompt[-1]["content"] if prompt and not isinstance(prompt, str) else prompt
+    of = f" of the prompt {_short(str(text))}" if text else ""
+    return f"the completion {_short(completion)}{of}"
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= TOLD else f"{text[: TOLD - 3]}...")
 
 
 class Verifier:

@@ -274,7 +274,7 @@ class Pool:
             if status in ("failed", "exhausted"):
                 self._end(worker)
             if starting:
-                self._started(*reply)
+                self._started(status, value, why)
                 return None
             return "crashed" if status == "exhausted" else status, value, why, trace
         if worker.ended:
@@ -286,17 +286,17 @@ class Pool:
         else:
             return None
         if starting:
-            limit = f" it took more than {START_LIMIT:g} s" if status == "timeout" else why
-            raise RewardError(f"{self.target.file} could not be loaded: {limit.strip()}")
+            limit = f"it took more than {START_LIMIT:g} s" if status == "timeout" else why
+            raise RewardError(f"cannot load {self.target.file}: {limit}")
         return status, None, why, ""
 
-    def _started(self, status: str, parameters: Any, why: str, trace: str) -> None:
+    def _started(self, status: str, parameters: Any, why: str) -> None:
         if status == "ready":
             self._parameters = [Parameter(*fields) for fields in parameters]
-        elif why.startswith("LookupError: " + self.target.file):
-            raise ValueError(why.removeprefix("LookupError: "))
+        elif (missing := f"{self.target.file}: LookupError: ") in why:
+            raise ValueError(why.removeprefix(missing))
         else:
-            raise RewardError(f"{self.target.file} could not be loaded: {why}\n{trace}")
+            raise RewardError(f"cannot load {why}")
 
     def _end(self, worker: _Worker) -> str:
         self._workers.remove(worker)

@@ -29,13 +29,14 @@ class LocalSampler:
     A completion ends with a stop token (the tokenizer's eos or one of `model.config.eos_ids`; it is included and
     masked True), with the first of `decoding.stop`, or at its limit: `max_new_tokens` or the model's `max_length`.
     `sampler_logprobs` are those of the distribution that was drawn from, after temperature and truncation; greedy
-    decoding draws from a single token, so they are 0.
+    decoding draws from a single token, so they are 0. With `autocast` the model computes in bfloat16, as a trainer
+    under `model.autocast` does: in any other precision the two would be different policies.
     """
 
-    def __init__(self, model: CausalLM, tokenizer: Any, batch_size: int = 256):
+    def __init__(self, model: CausalLM, tokenizer: Any, batch_size: int = 256, autocast: bool = False):
         if batch_size < 1:
             raise ValueError(f"the sampler's batch_size must be at least 1; it is {batch_size}")
-        self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
+        self.model, self.tokenizer, self.batch_size, self.autocast = model, tokenizer, batch_size, autocast
         self.eos_ids = frozenset({*model.config.eos_ids, tokenizer.eos_token_id} - {None})
         self.version = 0
 
@@ -52,7 +53,8 @@ class LocalSampler:
         # Equal prompts become neighbours, so that they share a prefill, and batches hold prompts of like length.
         order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt_ids), requests[i].prompt_ids))
         rollouts: list[Rollout] = []
-        with torch.inference_mode(), eval_mode(self.model):
+        half = torch.autocast(device_of(self.model).type, torch.bfloat16, enabled=self.autocast)
+        with torch.inference_mode(), eval_mode(self.model), half:
             for start in range(0, len(order), self.batch_size):
                 batch = [requests[i] for i in order[start : start + self.batch_size]]
                 rollouts += self._sample_batch(batch, decoding)

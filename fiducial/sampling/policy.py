@@ -20,8 +20,8 @@ from fiducial.sampling.local import LocalSampler, eval_mode
 class Policy:
     """A language model and its tokenizer; `fiducial.load(folder)` gives one.
 
-    policy = fiducial.load("runs/demo/model")
-    policy.sample(["Gus has 1 7 ."], n=4, temperature=0.7)
+    policy = fiducial.load("runs/demo/grpo/model")
+    policy.sample(["Gus has 17."], n=4, temperature=0.7)
     """
 
     def __init__(self, model: CausalLM, tokenizer: Any):
@@ -44,6 +44,10 @@ class Policy:
         batch = collate([models.encode(self.tokenizer, prompt, completion)]).to(device_of(self.model))
         with torch.inference_mode(), eval_mode(self.model):
             return token_logprobs(self.model(batch.input_ids), batch.input_ids)[batch.mask]
+
+    def fits(self, prompt: Prompt, tokens: int) -> bool:
+        """Whether the model reads a prompt and so many more tokens."""
+        return len(models.encode_prompt(self.tokenizer, prompt)) + tokens <= self.model.config.max_length
 
     def sample(self, prompts: Prompt | Sequence[Prompt], n: int = 1, seed: int = 0, **decoding: Any) -> list[Rollout]:
         """n completions of each prompt, prompt by prompt; `decoding` are the fields of `core.types.Decoding`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ BATCH = 32
 
 
 class ModelReward:
-    """Scores by a reward model: any finite number, "correct" above 0. `name` is its folder's."""
+    """Scores by a reward model: any number, and `graded`, since its scale has no place where right begins. `name` is
+    its folder's."""
 
     def __init__(self, model: models.RewardModel, tokenizer: Any, name: str = "reward_model"):
         self.model, self.tokenizer, self.name = model, tokenizer, name
@@ -52,4 +54,4 @@ class ModelReward:
 
 
 def _score(value: float, seconds: float) -> Score:
-    return Score(value, "correct" if value > 0 else "wrong", seconds=seconds)
+    return replace(Score.of_number(value), graded=True, seconds=seconds)
