@@ -18,6 +18,7 @@ HERE = Path(__file__).resolve().parent / "reference"
 
 def methods() -> str:
     """One section per method, from its docstring and record."""
+    from fiducial.cli.methods import learns_from
     from fiducial.core.method import GLOSSARY
     from fiducial.methods import METHODS
 
@@ -26,13 +27,16 @@ def methods() -> str:
         doc = inspect.cleandoc(m.loss.__globals__["__doc__"])
         rows = [f"| `{need}` | {GLOSSARY[need]} |" for need in m.needs]
         parts.append(f"## `{name}`: {m.title}\n\n```text\n{doc}\n```\n")
-        parts.append(f"Learns a {m.learns.replace('_', ' ')} from {m.feed}; averages per `{m.per}`; paper {m.paper}.\n")
+        parts.append(
+            f"Learns a {m.learns.replace('_', ' ')} from {learns_from(m)}; averages per `{m.per}`; paper {m.paper}.\n"
+        )
         parts.append("| the loss asks for | |\n| --- | --- |\n" + "\n".join(rows) + "\n")
         if m.hparams:
             settings = []
             for key, default in m.hparams.items():
                 allowed = ", ".join(f"`{c}`" for c in m.choices.get(key, ())) or str(m.ranges.get(key, ""))
-                settings.append(f"| `{key}` | `{default}` | {allowed} |")
+                shown = "must be given" if key in m.required else f"`{default}`"
+                settings.append(f"| `{key}` | {shown} | {allowed} |")
             parts.append("| `[hparams]` | default | range |\n| --- | --- | --- |\n" + "\n".join(settings) + "\n")
         if m.kl.weight:
             parts.append(f"KL to the reference: weight {m.kl.weight:g}, `{m.kl.estimator}`, in the {m.kl.place}.\n")

@@ -18,7 +18,7 @@ def title(method: Method) -> str:
 
 def entry(name: str, method: Method) -> dict[str, Any]:
     """What `--json` gives of a method."""
-    anchors = {"ref"} if any(n.startswith("ref_") for n in method.needs) or method.kl.weight else set()
+    anchors = {"ref"} if any(n.startswith("ref_") for n in method.needs) or method.kl.weight else set(method.anchors)
     anchors |= {"old"} if "old_logprobs" in method.needs else set()
     return {
         "id": name,
@@ -32,14 +32,27 @@ def entry(name: str, method: Method) -> dict[str, Any]:
         "kl": vars(method.kl),
         "learners": [method.learns],
         "anchors": sorted(anchors),
+        "rows": method.kind,
+        "samples": method.samples,
+        "stages": list(method.stages),
         "target": method.target,
     }
+
+
+def learns_from(method: Method) -> str:
+    """What trains, and what it is made of."""
+    if not method.select:
+        return method.feed
+    who = "its own" if method.sampled_by == "policy" else "its reference's"
+    return f"{method.feed} of {who} samples" + (" and demos" if method.given == "demos" else "")
 
 
 def page(name: str, method: Method) -> None:
     """A method's page: what its file says, what it needs, its settings and its checks."""
     print(inspect.cleandoc(method.loss.__globals__.get("__doc__") or method.loss.__doc__ or ""))
-    print(f"\npaper     {method.paper}\nfamily    {method.family}\nlearns    {method.learns} from {method.feed}")
+    print(
+        f"\npaper     {method.paper}\nfamily    {method.family}\nlearns    {method.learns} from {learns_from(method)}"
+    )
     print(f"averages  per {method.per}")
     kl = f"{method.kl.weight:g} x {method.kl.estimator}, in the {method.kl.place}" if method.kl.weight else "none"
     print(f"KL        {kl} (the recipe's [kl] table)")
@@ -47,7 +60,7 @@ def page(name: str, method: Method) -> None:
     settings = []
     for key, default in method.hparams.items():
         allowed = ", ".join(map(str, method.choices.get(key, ()))) or str(method.ranges.get(key, ""))
-        settings.append((key, default, allowed))
+        settings.append((key, "must be given" if key in method.required else default, allowed))
     if settings:
         show.table(["setting", "default", "range"], settings)
     print(f"checks    fiducial prove {name}   (closed form: {method.target or 'none claimed'})")
@@ -64,6 +77,6 @@ def main(argv: list[str]) -> int:
     elif args.id:
         page(args.id, chosen[args.id])
     else:
-        rows = [(name, m.title, m.feed, m.paper, ", ".join(m.hparams)) for name, m in chosen.items()]
+        rows = [(name, m.title, learns_from(m), m.paper, ", ".join(m.hparams)) for name, m in chosen.items()]
         show.table(["id", "", "learns from", "paper", "settings"], rows)
     return 0

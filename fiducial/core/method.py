@@ -182,6 +182,9 @@ class Method:
                     f"{self.name}: its rows are {self.feed}, which give no {name!r}; they give "
                     f"{', '.join(sorted(_GIVEN_BY[self.feed] | _GIVEN_ALWAYS))}"
                 )
+        for tensor, (hparam, _) in self.idle.items():
+            if tensor not in self.needs or hparam not in self.hparams:
+                raise ValueError(f"{self.name}: idle says when {tensor!r} is left out by {hparam!r}; it has no such thing")
         if (self.feed == "groups") != (self.credit is not None):
             raise ValueError(f"{self.name}: feed 'groups' and a credit function go together")
         if self.select is not None and self.feed == "groups":

@@ -113,7 +113,7 @@ def best_of_several(method: Method) -> list[Check]:
         tokens = collate([Encoded([0, y], [False, True]) for y in range(4)])
         tokens.weight = chance
         model = SoftmaxTable(torch.zeros(1, 4))
-        solve(exact_run(method, steps=800), method, model, FixedFeed(tokens))
+        solve(exact_run(method, steps=2000), method, model, FixedFeed(tokens))
         error = float((model.probabilities()[0] - best_of_n(policy, rewards, n)).abs().max())
         checks.append(Check(method.name, f"trained table = law of the best of {n}", error, FIT_BOUND))
     return checks
