@@ -74,3 +74,43 @@ def test_other_folders_are_refused(tmp_path):
     save(backbone("decoder"), TOKENIZER, tmp_path)
     with pytest.raises(ValueError, match=r"is no reward model: its config.json names \['LlamaForCausalLM'\]"):
         load_reward_model(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["decoder", "gpt2"])
+@torch.no_grad()
+def test_rescaled_scores_are_saved(tmp_path, kind):
+    """(r - shift) / scale twice over, from the folder too; the stock class differs by the bias that it cannot hold."""
+    from transformers import AutoModelForSequenceClassification
+
+    model = RewardModel(backbone(kind), seed=2).eval()
+    ids, lengths = batch()
+    before = model(ids, lengths)
+    model.rescale(0.5, 2.0)
+    model.rescale(-1.0)
+    wanted = (before - 0.5) / 2 + 1
+    torch.testing.assert_close(model(ids, lengths), wanted, atol=1e-5, rtol=0)
+    torch.testing.assert_close(model.values(ids)[torch.arange(3), lengths - 1], wanted, atol=1e-5, rtol=0)
+    save_reward_model(model, TOKENIZER, tmp_path)
+    again, _ = load_reward_model(tmp_path)
+    torch.testing.assert_close(again(ids, lengths), wanted, atol=1e-5, rtol=0)
+    own = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    mask = (torch.arange(9) < lengths[:, None]).long()
+    stock_scores = own(ids, attention_mask=mask).logits[:, 0]
+    torch.testing.assert_close(stock_scores + own.config.score_bias, wanted, atol=1e-5, rtol=0)
+    assert own.config.score_bias == pytest.approx(0.75)  # -0.5 / 2 + 1
+
+
+def test_rescaling_wants_a_positive_scale():
+    with pytest.raises(ValueError, match="divided by a positive one; not 0.0, 0.0"):
+        RewardModel(backbone("decoder")).rescale(0.0, 0.0)
+
+
+@pytest.mark.parametrize("kind", ["decoder", "gpt2"])
+def test_a_folder_says_what_its_model_reads(tmp_path, kind):
+    save_reward_model(RewardModel(backbone(kind), reads="pair"), TOKENIZER, tmp_path / "pair")
+    save_reward_model(RewardModel(backbone(kind)), TOKENIZER, tmp_path / "one")
+    assert load_reward_model(tmp_path / "pair", reads="pair")[0].reads == "pair"
+    with pytest.raises(ValueError, match="compares two completions and scores no single one"):
+        load_reward_model(tmp_path / "pair")
+    with pytest.raises(ValueError, match="scores single completions"):
+        load_reward_model(tmp_path / "one", reads="pair")

@@ -184,7 +184,9 @@ class Method:
                 )
         for tensor, (hparam, _) in self.idle.items():
             if tensor not in self.needs or hparam not in self.hparams:
-                raise ValueError(f"{self.name}: idle says when {tensor!r} is left out by {hparam!r}; it has no such thing")
+                raise ValueError(
+                    f"{self.name}: idle says when {tensor!r} is left out by {hparam!r}; it has no such thing"
+                )
         if (self.feed == "groups") != (self.credit is not None):
             raise ValueError(f"{self.name}: feed 'groups' and a credit function go together")
         if self.select is not None and self.feed == "groups":

@@ -6,8 +6,6 @@ Each takes tensors of one prompt by glossary name (`rewards` [N], `preferences` 
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -55,14 +53,14 @@ def by_preference(preferences: Tensor, draws: Tensor) -> list[Choice]:
     return found
 
 
-def best(rewards: Tensor, *, keep: int = 1, min_reward: float = -math.inf) -> list[Choice]:
-    """The `keep` completions of highest reward, those under `min_reward` left out; the first of equal ones.
+def best(rewards: Tensor, *, keep: int = 1, min_reward: float | None = None) -> list[Choice]:
+    """The `keep` completions of highest reward, the first of equal ones; those under `min_reward` are left out.
 
     >>> best(torch.tensor([0.0, 2.0, 2.0]))
     [Choice(members=(1,), weight=1.0)]
     """
     order = rewards.argsort(descending=True, stable=True)[:keep].tolist()
-    return [Choice((i,)) for i in order if rewards[i] >= min_reward]
+    return [Choice((i,)) for i in order if min_reward is None or rewards[i] >= min_reward]
 
 
 def demo_over_samples(draws: Tensor) -> list[Choice]:

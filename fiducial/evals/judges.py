@@ -15,7 +15,7 @@ from fiducial.data import tasks
 from fiducial.data.feedback.ai_score import AIScore
 from fiducial.rewards.worker import Outcome, Pool, Target
 from fiducial.sampling.policy import Policy
-from fiducial.sampling.scorer import ModelReward
+from fiducial.sampling.scorer import load_scorer
 
 ISOLATED_MEMORY = 16 << 30  # bytes of address space of a process that verifies: torch, which tasks need, maps many
 
@@ -55,8 +55,8 @@ def ai_score(folder: str) -> AIScore:
 
 
 def judge(name: str | Mapping[str, float], timeout: float | None = None) -> Reward:
-    """A verifier, a task's own by its id, `file.py:function`, a reward model's folder, `ai:FOLDER` (the rating of a
-    language model), or {name: weight} of these.
+    """A verifier, a task's own by its id, `file.py:function`, the folder of a reward or preference model, `ai:FOLDER`
+    (the rating of a language model), or {name: weight} of these.
 
     `timeout` is in seconds per row; None means 10 for a verifier and 30 for a user's function. ValueError if there is
     no such thing.
@@ -70,7 +70,7 @@ def judge(name: str | Mapping[str, float], timeout: float | None = None) -> Rewa
     if name.startswith("ai:"):
         return ai_score(name.removeprefix("ai:"))
     if name not in rewards.VERIFIERS and Path(name).is_dir():
-        return ModelReward.load(name)
+        return load_scorer(name)
     if ":" not in name and name not in rewards.VERIFIERS:
         known = ", ".join([*rewards.VERIFIERS, *tasks.TASKS])
         raise ValueError(f"there is no verifier {name!r}: {known}, a reward model's folder, or path/file.py:function")

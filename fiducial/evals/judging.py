@@ -27,7 +27,7 @@ from fiducial.evals.stats import LEVEL, Interval, proportion_interval
 from fiducial.models.folder import is_reward_model, read_config
 from fiducial.rewards import UserReward
 from fiducial.sampling.policy import Policy
-from fiducial.sampling.scorer import ModelReward
+from fiducial.sampling.scorer import PairScorer, load_scorer
 
 
 class ScoreJudge:
@@ -89,6 +89,19 @@ class UserJudge:
         return [Judgement(s.value, "" if s.value is not None else s.verdict) for s in scores]
 
 
+class ModelJudge:
+    """A preference model as a judge: it reads both completions, in both orders."""
+
+    symmetric = True
+
+    def __init__(self, scorer: PairScorer):
+        self.scorer, self.name = scorer, scorer.name
+
+    def __call__(self, comparisons: Sequence[Comparison]) -> list[Judgement]:
+        found = self.scorer.probabilities([(c.prompt, c.a, c.b) for c in comparisons])
+        return [Judgement(p, "" if p is not None else "skipped") for p in found]
+
+
 def pair_judge(
     name: str,
     *,
@@ -103,7 +116,8 @@ def pair_judge(
     or a task's id. ValueError if there is no such thing."""
     if Path(name).is_dir():
         if is_reward_model(read_config(Path(name))):
-            return ScoreJudge(ModelReward.load(name), "sigmoid")
+            scorer = load_scorer(name)
+            return ModelJudge(scorer) if isinstance(scorer, PairScorer) else ScoreJudge(scorer, "sigmoid")
         policy = Policy.load(name)
         return AIJudge(policy, mode, reasoning, chat=chat, seed=seed, fits=policy.fits, name=Path(name).name)
     reward = reward_named(name, timeout)

@@ -157,6 +157,7 @@ def davidson(first: Tensor, second: Tensor, nu: float) -> Tensor:
     """
     if nu < 0:
         raise ValueError(f"nu, the weight of ties, must be 0 or more; it is {nu}")
+    first, second = torch.broadcast_tensors(first, second)
     tie = (first + second) / 2 + (math.log(nu) if nu else -math.inf)
     return torch.stack([first, second, tie], -1).softmax(-1)
 

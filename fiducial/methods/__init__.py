@@ -9,7 +9,7 @@ NAMES = (
     *("bt_reward_model", "tie_model", "cost_model", "pairwise_preference_model"),  # reward models
     *("dpo", "dpo_nll", "dpop", "c3dpo", "tr_dpo", "f_dpo", "chi_po", "ipo", "tr_ipo", "psi_po", "slic"),  # pairs
     *("simpo", "orpo", "cpo", "token_dpo", "ipl"),
-    *("kto", "halo"),  # single completions, wanted or not
+    *("kto", "tr_kto", "halo"),  # single completions, wanted or not
     *("rejection_sampling", "online_direct", "online_ipo", "llama3_loop"),  # samples, chosen among
     *("reinforce_lm", "rloo", "grpo"),  # samples, by policy gradient
 )

@@ -4,7 +4,9 @@
     L = -log sigmoid(r_chosen - r_rejected - margin)  +  center_coef (r_chosen + r_rejected)^2
 
 The second term (Eisenstein et al. 2023, arXiv:2312.09244; 0.01 recommended) keeps scores near zero, which pairs alone
-leave undetermined up to a constant per prompt. A soft label p is two rows of weight p and 1 - p.
+leave undetermined up to a constant per prompt. A soft label p is two rows of weight p and 1 - p; a ranking of K
+responses is all its pairs, which together weigh what one row does. Certain pairs have no finite best score: they grow
+apart for as long as they train, unless optim.weight_decay holds them.
 """
 
 from torch import Tensor

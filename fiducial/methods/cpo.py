@@ -10,7 +10,6 @@ from torch import Tensor
 
 from fiducial.core.method import Method, Range
 from fiducial.methods.dpo import dpo
-from fiducial.methods.simpo import reward_metrics
 
 
 def cpo(
@@ -37,7 +36,7 @@ def measures(
     chosen_logprobs: Tensor, rejected_logprobs: Tensor, chosen_lengths: Tensor, *, beta: float
 ) -> dict[str, Tensor]:
     """Rewards beta log pi, and the part that imitates, [B] each."""
-    rewards = reward_metrics(beta * chosen_logprobs, beta * rejected_logprobs)
+    rewards = {"rewards/chosen": beta * chosen_logprobs, "rewards/rejected": beta * rejected_logprobs}
     return {**rewards, "nll/chosen": -chosen_logprobs / chosen_lengths}
 
 

@@ -33,8 +33,12 @@ class Halo:
         return self.sign * self.value(self.scale * (log_ratio - reference_point)) + self.constant
 
 
+def _by_side(desirable: Tensor, wanted: float, unwanted: float, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.where(desirable, torch.tensor(wanted, dtype=dtype), torch.tensor(unwanted, dtype=dtype))
+
+
 def _kto(desirable: Tensor, beta: float = 0.1, lambda_d: float = 1.0, lambda_u: float = 1.0) -> Halo:
-    side, weight = torch.where(desirable, 1.0, -1.0), torch.where(desirable, lambda_d, lambda_u)
+    side, weight = _by_side(desirable, 1.0, -1.0), _by_side(desirable, lambda_d, lambda_u)
     return Halo(lambda z: weight * torch.sigmoid(side * beta * z), constant=weight)
 
 
@@ -59,8 +63,9 @@ def halo(completion_logprobs: Tensor, ref_completion_logprobs: Tensor, desirable
         return torch.where(z >= 0, (1 + z.clamp(min=0)) ** curvature - 1, losses)
 
     values = {"sigmoid": lambda z: -torch.sigmoid(-z), "logsigmoid": logsigmoid, "kahneman_tversky": kahneman_tversky}
-    weight = torch.where(desirable, lambda_d, lambda_u)  # -sigmoid(-z) = sigmoid(z) - 1
-    composed = Halo(lambda z: weight * values[value](z), scale=torch.where(desirable, beta, -beta))
+    dtype = completion_logprobs.dtype
+    weight, scale = _by_side(desirable, lambda_d, lambda_u, dtype), _by_side(desirable, beta, -beta, dtype)
+    composed = Halo(lambda z: weight * values[value](z), scale=scale)  # -sigmoid(-z) = sigmoid(z) - 1
     return composed(completion_logprobs - ref_completion_logprobs, batch_kl)
 
 

@@ -46,7 +46,8 @@ def balancing_weights(desirable: float, undesirable: float) -> tuple[float, floa
     """
     if not (desirable > 0 and undesirable > 0):
         raise ValueError(
-            f"KTO needs wanted and unwanted completions; there are {desirable:g} and {undesirable:g}: add the other kind"
+            f"KTO needs completions of both kinds; there are {desirable:g} wanted and {undesirable:g} unwanted: add "
+            "the other kind"
         )
     ratio = desirable / undesirable
     return max(1.0, 1 / ratio), max(1.0, ratio / 1.5)

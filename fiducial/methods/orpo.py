@@ -10,7 +10,6 @@ from torch import Tensor, expm1, finfo, log
 from torch.nn.functional import logsigmoid
 
 from fiducial.core.method import Method, Range
-from fiducial.methods.simpo import reward_metrics
 
 
 def log_odds(logprob: Tensor) -> Tensor:
@@ -44,7 +43,8 @@ def measures(
     """Rewards lam log p, the log odds ratio, and the part that imitates, [B] each."""
     chosen, rejected = chosen_logprobs / chosen_lengths, rejected_logprobs / rejected_lengths
     ratio = log_odds(chosen) - log_odds(rejected)
-    return {**reward_metrics(lam * chosen, lam * rejected), "orpo/log_odds_ratio": ratio, "nll/chosen": -chosen}
+    rewards = {"rewards/chosen": lam * chosen, "rewards/rejected": lam * rejected}
+    return {**rewards, "orpo/log_odds_ratio": ratio, "nll/chosen": -chosen}
 
 
 METHOD = Method(

@@ -9,12 +9,10 @@ answers and keep = sampling.n every right one trains (rejection-sampling fine-tu
 arXiv:2308.01825).
 """
 
-import math
-
 from torch import Tensor
 
 from fiducial.core import selection
-from fiducial.core.method import Choice, Method, Range
+from fiducial.core.method import Method, Range
 
 
 def rejection_sampling(logprobs: Tensor) -> Tensor:
@@ -27,11 +25,6 @@ def rejection_sampling(logprobs: Tensor) -> Tensor:
     return -logprobs
 
 
-def best(rewards: Tensor, *, keep: int = 1, min_reward: float | None = None) -> list[Choice]:
-    """The completions of one prompt, rewards [N], that are imitated; with `min_reward` None, whatever they earned."""
-    return selection.best(rewards, keep=keep, min_reward=-math.inf if min_reward is None else min_reward)
-
-
 METHOD = Method(
     title="Rejection sampling",
     family="online alignment",
@@ -39,7 +32,7 @@ METHOD = Method(
     feed="demos",
     loss=rejection_sampling,
     per="token",
-    select=best,
+    select=selection.best,
     target="best_of_n",
     ranges={"keep": Range(1), "min_reward": Range()},
 )

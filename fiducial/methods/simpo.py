@@ -30,21 +30,14 @@ def simpo(
     return -logsigmoid(beta * (chosen_logprobs / chosen_lengths - rejected_logprobs / rejected_lengths) - gamma)
 
 
-def reward_metrics(chosen: Tensor, rejected: Tensor) -> dict[str, Tensor]:
-    """The metrics of rewards that need no reference: [B], [B] -> [B] each. A tie is half right."""
-    return {
-        "rewards/chosen": chosen,
-        "rewards/rejected": rejected,
-        "rewards/margins": chosen - rejected,
-        "rewards/accuracies": ((chosen - rejected).sign().double() + 1) / 2,
-    }
-
-
 def measures(
     chosen_logprobs: Tensor, rejected_logprobs: Tensor, chosen_lengths: Tensor, rejected_lengths: Tensor, *, beta: float
 ) -> dict[str, Tensor]:
     """Rewards beta log pi / |y|, [B] each."""
-    return reward_metrics(beta * chosen_logprobs / chosen_lengths, beta * rejected_logprobs / rejected_lengths)
+    return {
+        "rewards/chosen": beta * chosen_logprobs / chosen_lengths,
+        "rewards/rejected": beta * rejected_logprobs / rejected_lengths,
+    }
 
 
 METHOD = Method(

@@ -5,6 +5,7 @@ from fiducial.models.decoder import Decoder, DecoderConfig
 from fiducial.models.folder import load, new, save
 from fiducial.models.heads import RewardModel, load_reward_model, save_reward_model
 from fiducial.models.hf import HFModel
+from fiducial.models.joint import encode_joint
 from fiducial.models.lora import add_lora, disabled_adapter, load_adapter, merge, save_adapter
 from fiducial.models.protocol import CausalLM, device_of
 from fiducial.models.tokenizer import load_tokenizer, train_tokenizer
@@ -19,6 +20,7 @@ __all__ = [
     "device_of",
     "disabled_adapter",
     "encode",
+    "encode_joint",
     "encode_prompt",
     "load",
     "load_adapter",

@@ -1,21 +1,43 @@
-"""A trained reward model as a reward: it scores texts in batches."""
+"""Trained reward and preference models as rewards: they score texts in batches."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fiducial import models
 from fiducial.core.tokens import collate
-from fiducial.core.types import Encoded, Prompt, Score
+from fiducial.core.types import Encoded, Message, Pair, Prompt, Score
+from fiducial.data.feedback.comparing import sigmoid
+from fiducial.data.preferences.normalisation import Normalisation, calibrate
 from fiducial.models.chat import encode
+from fiducial.models.folder import read_config
+from fiducial.models.heads import save_reward_model, score_reads
 
 BATCH = 32
+Side = str | list[Message]
+Odds = dict[str, float | None]  # by repr of (prompt, completion, completion), these two in order; None: too long
+
+
+def load_scorer(folder: str | Path) -> ModelReward | PairScorer:
+    """The reward or preference model in a folder. ValueError if it is neither."""
+    reads_pairs = score_reads(read_config(Path(folder))) == "pair"
+    return (PairScorer if reads_pairs else ModelReward).load(folder)
+
+
+@torch.inference_mode()
+def score_texts(model: models.RewardModel, rows: Sequence[Encoded]) -> Iterator[float]:
+    """The score of each row, in order."""
+    for start in range(0, len(rows), BATCH):
+        batch = collate(rows[start : start + BATCH])
+        yield from model(batch.input_ids, batch.extra["lengths"]).tolist()
 
 
 class ModelReward:
@@ -45,13 +67,151 @@ class ModelReward:
             return Score(None, "skipped", f"{len(row.token_ids)} tokens are more than the reward model reads ({limit})")
         return row
 
-    @torch.inference_mode()
     def scores(self, rows: Sequence[Encoded]) -> Iterator[float]:
         """The score of each row, in order."""
-        for start in range(0, len(rows), BATCH):
-            batch = collate(rows[start : start + BATCH])
-            yield from self.model(batch.input_ids, batch.extra["lengths"]).tolist()
+        return score_texts(self.model, rows)
+
+    def sides(self, pair: Pair) -> list[Encoded]:
+        """The two texts of a pair that are scored."""
+        return [encode(self.tokenizer, pair.prompt, side) for side in (pair.chosen, pair.rejected)]
+
+    def margin(self, chosen: float, rejected: float) -> float:
+        """The log-odds that the chosen completion is better, from the scores of `sides`."""
+        return chosen - rejected
 
 
 def _score(value: float, seconds: float) -> Score:
     return replace(Score.of_number(value), graded=True, seconds=seconds)
+
+
+class PairScorer:
+    """A model that compares two completions (`pairwise_preference_model`), asked in both orders.
+
+    `logits` and `probabilities` compare, `preferences` gives a prompt's whole table. As a reward a completion is worth
+    its mean chance against the other completions of its prompt in the same call, so it is `graded` and means nothing
+    outside of that company.
+    """
+
+    def __init__(self, model: models.RewardModel, tokenizer: Any, name: str = "preference_model"):
+        self.model, self.tokenizer, self.name = model, tokenizer, name
+        self._last: Odds = {}  # of the last call, so that a selection that asks again after it costs nothing
+
+    @staticmethod
+    def load(folder: str | Path) -> PairScorer:
+        """The preference model in a folder. ValueError if it is none."""
+        model, tokenizer = models.load_reward_model(folder, reads="pair")
+        return PairScorer(model, tokenizer, Path(folder).name)
+
+    def sides(self, pair: Pair) -> list[Encoded]:
+        """The two texts of a pair that are scored: chosen first, and rejected first."""
+        both = (pair.chosen, pair.rejected)
+        return [models.encode_joint(self.tokenizer, pair.prompt, *order) for order in (both, both[::-1])]
+
+    def margin(self, chosen: float, rejected: float) -> float:
+        """The log-odds that the chosen completion is better, from the scores of `sides`."""
+        return (chosen - rejected) / 2
+
+    def scores(self, rows: Sequence[Encoded]) -> Iterator[float]:
+        """g of each text: before the two orders are put together, the log-odds that the first completion is better."""
+        return score_texts(self.model, rows)
+
+    def logits(self, comparisons: Sequence[tuple[Prompt, Side, Side]]) -> list[float | None]:
+        """Log-odds that the first completion beats the second; None where both are more than the model reads."""
+        found: list[float | None] = [None] * len(comparisons)
+        texts: list[Encoded] = []
+        fitting = []
+        for i, (prompt, first, second) in enumerate(comparisons):
+            sides = self.sides(Pair(prompt, first, second))
+            if max(len(side.token_ids) for side in sides) <= self.model.config.max_length:
+                texts += sides
+                fitting.append(i)
+        scores = list(self.scores(texts))
+        for i, first, second in zip(fitting, scores[::2], scores[1::2], strict=True):
+            found[i] = self.margin(first, second)
+        return found
+
+    def probabilities(self, comparisons: Sequence[tuple[Prompt, Side, Side]]) -> list[float | None]:
+        """How likely the first completion is better; None where both are more than the model reads."""
+        return [None if x is None else sigmoid(x) for x in self.logits(comparisons)]
+
+    def preferences(self, prompt: Prompt, completions: Sequence[str]) -> Tensor:
+        """How likely completion i is better than j: [N, N], 1/2 for equals. ValueError if two do not fit together."""
+        odds = self._odds([(prompt, a, b) for a, b in combinations(sorted(set(completions)), 2)])
+        table = torch.full((len(completions), len(completions)), 0.5)
+        for i, a in enumerate(completions):
+            for j, b in enumerate(completions):
+                chance = _chance(odds, prompt, a, b)
+                if chance is None:
+                    raise ValueError(
+                        f"two completions of {prompt!r:.60} are more than {self.name} reads together "
+                        f"({self.model.config.max_length} tokens): set sampling.max_new_tokens lower"
+                    )
+                table[i, j] = chance
+        return table
+
+    def __call__(self, completions: Sequence[str], rows: Sequence[dict[str, Any]]) -> list[Score]:
+        began = time.perf_counter()
+        prompts = [row.get("prompt", "") for row in rows]
+        company: dict[str, list[int]] = {}
+        for i, prompt in enumerate(prompts):
+            company.setdefault(repr(prompt), []).append(i)
+        wanted = []
+        for members in company.values():
+            different = sorted({completions[i] for i in members})
+            wanted += [(prompts[members[0]], a, b) for a, b in combinations(different, 2)]
+        self._last = self._odds(wanted)
+        scores = []
+        for i, prompt in enumerate(prompts):
+            others = [completions[j] for j in company[repr(prompt)] if j != i]
+            scores.append(self._win_rate(prompt, completions[i], others))
+        each = (time.perf_counter() - began) / max(len(scores), 1)
+        return [replace(score, seconds=each) for score in scores]
+
+    def _odds(self, comparisons: Sequence[tuple[Prompt, str, str]]) -> Odds:
+        new = [comparison for comparison in comparisons if repr(comparison) not in self._last]
+        found = {**self._last, **dict(zip(map(repr, new), self.logits(new), strict=True))}
+        return {repr(comparison): found[repr(comparison)] for comparison in comparisons}
+
+    def _win_rate(self, prompt: Prompt, completion: str, others: Sequence[str]) -> Score:
+        if not others:
+            return Score(None, "skipped", f"{self.name} compares, and the prompt has no other completion here")
+        chances = [_chance(self._last, prompt, completion, other) for other in others]
+        known = [chance for chance in chances if chance is not None]
+        why = "" if len(known) == len(chances) else f"{len(known)} of {len(chances)} comparisons fit the model"
+        if not known:
+            return Score(None, "skipped", f"{why} ({self.model.config.max_length} tokens)")
+        return replace(_score(sum(known) / len(known), 0.0), why=why)
+
+
+def _chance(odds: Odds, prompt: Prompt, a: str, b: str) -> float | None:
+    """How likely a is better than b, from log-odds that are kept in one order."""
+    if a == b:
+        return 0.5
+    known = odds[repr((prompt, min(a, b), max(a, b)))]
+    return None if known is None else sigmoid(known if a < b else -known)
+
+
+def normalise_reward(
+    folder: str | Path,
+    completions: Sequence[str],
+    rows: Sequence[dict[str, Any]],
+    mode: Normalisation = "global",
+    out: str | Path | None = None,
+) -> tuple[float, float]:
+    """Give a reward model mean 0 on these completions, samples of the reference policy (Ziegler et al. 2019,
+    arXiv:1909.08593), and with "global_std" also standard deviation 1.
+
+    Shift and scale enter the head and are saved, to `out` or the same folder; returns both. Differences between
+    completions of a prompt, and so preferences, stay what they were ("global_std" divides them). ValueError for
+    "per_prompt", which no head can hold, and where a completion cannot be scored.
+    """
+    if mode == "per_prompt":
+        raise ValueError("a mean per prompt cannot be saved in a model: use global or global_std, or normalise scores")
+    reward = ModelReward.load(folder)
+    scores = reward(completions, rows)
+    if bad := next((score for score in scores if score.value is None), None):
+        raise ValueError(f"the calibration set for {folder} holds a completion without a score: {bad.why}")
+    shift, scale = calibrate(torch.tensor([[score.value for score in scores]], dtype=torch.float64), mode)
+    reward.model.rescale(float(shift), float(scale))
+    save_reward_model(reward.model, reward.tokenizer, out or folder)
+    return float(shift), float(scale)

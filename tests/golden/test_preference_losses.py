@@ -21,6 +21,10 @@ CHOSEN, REJECTED = t(-10, -12, -8), t(-11, -9, -8)
 PAIRS = (CHOSEN, REJECTED, t(-10.5, -11, -9), t(-10, -10, -8.5))
 RHO_W, RHO_L, H = (0.5, -1.0, 1.0), (-1.0, 1.0, 0.5), (1.5, -2.0, 0.5)
 LENGTHS = (t(5, 6, 4), t(2, 3, 8))
+NAMES = ("chosen_logprobs", "rejected_logprobs", "ref_chosen_logprobs", "ref_rejected_logprobs")
+NAMED: dict[str, torch.Tensor] = dict(
+    zip((*NAMES, "chosen_lengths", "rejected_lengths"), (*PAIRS, *LENGTHS), strict=True)
+)
 
 
 def loss(name, *tensors, **options):
@@ -87,16 +91,9 @@ def test_dpop_outside_beta():
     inside = loss("dpop", lam=4.0)
     close(inside, softplus(-0.45), softplus(0.3 * 6), softplus(-0.15))  # .3 (-2 - 4 x 1)
     close(inside, *loss("dpop", lam=0.3 * 4.0, penalty_inside_beta=False).tolist())  # the two differ by lam -> beta lam
-    found = METHODS["dpop"].call_measures(named(METHODS["dpop"]), {"lam": 4.0})
+    found = METHODS["dpop"].call_measures(NAMED, {"lam": 4.0})
     close(found["dpop/penalty"], 0, 4, 0)
     close(found["dpop/active_frac"], 0, 1, 0)
-
-
-def named(method):
-    """The fixture under the names that a method asks for."""
-    names = ("chosen_logprobs", "rejected_logprobs", "ref_chosen_logprobs", "ref_rejected_logprobs")
-    lengths = ("chosen_lengths", "rejected_lengths")
-    return dict(zip((*names, *lengths), (*PAIRS, *LENGTHS), strict=True))
 
 
 def test_f_dpo_alpha_family():
@@ -107,10 +104,10 @@ def test_f_dpo_alpha_family():
 
 def test_f_dpo_logs_its_own_rewards():
     hparams = METHODS["f_dpo"].settings({"family": "forward_kl", "beta": 0.2})
-    found = METHODS["f_dpo"].call_measures(named(METHODS["f_dpo"]), hparams)
+    found = METHODS["f_dpo"].call_measures(NAMED, hparams)
     close(found["rewards/chosen"], *(-0.2 * math.exp(-rho) for rho in RHO_W))
     close(found["rewards/rejected"], *(-0.2 * math.exp(-rho) for rho in RHO_L))
-    tensors = {**named(METHODS["f_dpo"]), "rejected_logprobs": t(-60, -50, -8)}  # -rho_l = 50, 40, -.5
+    tensors = {**NAMED, "rejected_logprobs": t(-60, -50, -8)}  # -rho_l = 50, 40, -.5
     close(METHODS["f_dpo"].call_measures(tensors, hparams)["clamp_frac"], 1, 0, 0)
 
 
@@ -120,13 +117,11 @@ def test_chi_po_clips():
     margins = [phi(w) - phi(r) for w, r in zip(RHO_W, RHO_L, strict=True)]
     close(loss("chi_po", beta=1.0, r_max=0.5), *(softplus(-max(-1, min(1, m))) for m in margins))
     hparams = {"beta": 1.0, "r_max": 1.5}
-    found = METHODS["chi_po"].call_measures(named(METHODS["chi_po"]), hparams)
+    found = METHODS["chi_po"].call_measures(NAMED, hparams)
     close(found["clip_frac"], *(float(abs(m) > 3) for m in margins))
     close(found["rewards/chosen"], *(phi(rho) for rho in RHO_W))
-    assert (
-        METHODS["chi_po"].call_measures(named(METHODS["chi_po"]), {"beta": 1.0, "r_max": None})["clip_frac"].sum() == 0
-    )
-    far = {**named(METHODS["chi_po"]), "chosen_logprobs": t(-10, 10, 12)}  # rho_w = .5, 21, 21
+    assert METHODS["chi_po"].call_measures(NAMED, {"beta": 1.0, "r_max": None})["clip_frac"].sum() == 0
+    far = {**NAMED, "chosen_logprobs": t(-10, 10, 12)}  # rho_w = .5, 21, 21
     close(METHODS["chi_po"].call_measures(far, hparams)["clamp_frac"], 0, 1, 1)
 
 
@@ -181,13 +176,23 @@ def test_slic_without_a_reference():
     close(found, 1.7, 2.25, 1.90625)
 
 
+def test_tr_kto():
+    # fixture C's rows of KTO, z0 = .2: 1 - sigmoid(.1 (rho_w - .2)), and 1 - sigmoid(.1 (.2 - rho_l)) if unwanted
+    wanted = loss("tr_kto", CHOSEN, PAIRS[2], torch.tensor([True] * 3), t(0.2))
+    close(wanted, 0.4925005624, 0.5299640518, 0.4800106598)
+    close(
+        loss("tr_kto", REJECTED, PAIRS[3], torch.tensor([False] * 3), t(0.2)), 0.4700359482, 0.5199893402, 0.5074994376
+    )
+    moves = [METHODS["tr_kto"].share_moved("ref", s, 4, {"alpha": 0.5, "sync_steps": 2}) for s in range(4)]
+    assert moves == [0, 0, 0.5, 0]
+
+
 def test_simpo():
     # means -2, -2, -2 and -5.5, -3, -1: 2 x (3.5, 1, -1) - 1 = 6, 1, -3
     close(loss("simpo", CHOSEN, REJECTED, *LENGTHS), softplus(-6), softplus(-1), softplus(3))
-    found = METHODS["simpo"].call_measures(named(METHODS["simpo"]), {"beta": 2.0})
+    found = METHODS["simpo"].call_measures(NAMED, {"beta": 2.0})
     close(found["rewards/chosen"], -4, -4, -4)
-    close(found["rewards/margins"], 7, 2, -2)
-    close(found["rewards/accuracies"], 1, 1, 0)
+    close(found["rewards/rejected"], -11, -6, -2)
 
 
 def test_orpo():
