@@ -11,7 +11,8 @@ LEVEL = {
     "evals": 3,
     "train": 4,
     "prove": 5, "doctor": 5, "demo": 5,
-    "cli": 6,
+    "labs": 6,
+    "cli": 7,
 }  # fmt: skip
 LIGHT = {"core": {"torch"}, "store": set(), "methods": {"torch"}, "exact": {"torch"}}  # what these import at the top
 HEAVY = {
