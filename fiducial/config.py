@@ -21,6 +21,8 @@ from fiducial.core.types import Decoding, Score
 from fiducial.data.preferences.grading import Grading
 from fiducial.methods import lookup
 
+RECIPES = Path(__file__).with_name("recipes")  # those that ship; in a checkout a link to the folder beside the package
+
 
 class RecipeError(ValueError):
     """A recipe, flag or piece of data is wrong; the message says which and what to do."""
@@ -153,7 +155,8 @@ class Eval:
 
     every: int = 0  # steps; 0: only before the first and after the last (completions of fresh weights: only after)
     n: int = 100  # problems of a task, or rows of a file: of data.path's own rows at most a fifth
-    k: int = 4  # completions of each problem
+    k: int = 4  # completions of each problem; of at most 16 prompts of rows; 0: nothing is sampled
+    gold: str = ""  # judges held-out samples and never trains: what `reward` takes; empty: the task, beside a reward
 
 
 @dataclass(frozen=True)
@@ -241,7 +244,11 @@ def _check(run: Run, method: Method) -> None:
         (o.clip >= 0, f"optim.clip must be 0 (off) or more; it is {o.clip}"),
         (all(0 <= b < 1 for b in o.betas), f"optim.betas must lie in [0, 1); they are {o.betas}"),
         (0 <= v.max_failed <= 1, f"verdicts.max_failed is a share, in [0, 1]; it is {v.max_failed}"),
-        (run.eval.n >= 1 and run.eval.k >= 1, "eval.n and eval.k must be at least 1"),
+        (run.eval.n >= 1 and run.eval.k >= 0, "eval.n must be at least 1, and eval.k at least 0 (nothing is sampled)"),
+        (
+            not run.eval.gold or (method.learns == "policy" and run.eval.k > 0),
+            f"eval.gold judges samples, and {method.name} with eval.k = {run.eval.k} draws none: leave it out",
+        ),
         (run.eval.every >= 0, f"eval.every must be 0 (only before and after) or more steps; it is {run.eval.every}"),
         (run.checkpoint.every >= 0, f"checkpoint.every must be 0 or more steps; it is {run.checkpoint.every}"),
         (run.checkpoint.keep >= 1, f"checkpoint.keep must be at least 1; it is {run.checkpoint.keep}"),
@@ -262,6 +269,10 @@ def _check(run: Run, method: Method) -> None:
             f"{method.name} has no rewards to put a KL in: set kl.place = 'loss'",
         ),
         (method.judged or not run.reward, f"{method.name} judges no completions and takes no reward"),
+        (
+            method.rows != "joint" or run.data.too_long != "truncate",
+            f"{method.name} reads both completions in one text: data.too_long = 'truncate' would cut the second only",
+        ),
         (method.per == "row" or run.per != "row", f"{method.name}'s loss is per token: per = 'row' does not fit"),
         (method.per != "row" or run.per == "row", f"{method.name}'s loss is one number a row: per must stay 'row'"),
     ]
@@ -285,23 +296,36 @@ def _sampling_rules(run: Run, method: Method) -> list[tuple[bool, str]]:
             (o.minibatches <= examples, few),
         ]
     same = f"sampling.temperature = 0 would draw the same completion eval.k = {run.eval.k} times: set eval.k = 1"
-    return [(o.minibatches <= examples, few), (s.temperature > 0 or run.eval.k == 1 or not run.task, same)]
+    return [(o.minibatches <= examples, few), (s.temperature > 0 or run.eval.k <= 1 or not run.task, same)]
 
 
 def read_recipe(path: str | Path, over: dict[str, Any] | None = None) -> Run:
     """The run that a TOML file describes, `over` in place of the file's settings. RecipeError names the key."""
-    path, over = Path(path), over or {}
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RecipeError(f"recipe {path} does not exist") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"recipe {path} is not valid TOML: {error}") from error
+    table, over = read_toml(path), over or {}
+    if "stage" in table:
+        raise RecipeError(f"{path} is a pipeline of several stages: `fiducial train {path}` runs it")
     from_table(Run, over)  # a wrong flag is told as a flag, before the file is blamed
     try:
         return from_table(Run, merge(without_rivals(table, over), over))
     except RecipeError as error:
         raise RecipeError(f"recipe {path}: {error}") from error
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """What a recipe's file says, or that of the shipped recipe with this id. RecipeError if there is none."""
+    path = recipe_file(path)
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"recipe {path} does not exist; `fiducial recipes` lists those that ship") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"recipe {path} is not valid TOML: {error}") from error
+
+
+def recipe_file(name: str | Path) -> Path:
+    """The file that a recipe's path, or the id of a shipped one, stands for."""
+    path, shipped = Path(name), RECIPES / f"{name}.toml"
+    return shipped if not path.exists() and path.name == str(name) and shipped.is_file() else path
 
 
 # Settings of which a run has one: where a flag names the one, the file's other gives way.

@@ -56,7 +56,11 @@ def healthy_sft(step):
     return {"loss": 2 * math.exp(-step / 40) + 0.5 + 0.02 * wobble(step), "grad_norm": 1.0 + 0.2 * wobble(step)}
 
 
-HEALTHY = {"grpo": healthy_grpo, "dpo": healthy_dpo, "sft": healthy_sft}
+def healthy_reward_model(step):
+    return {"loss": 0.69 - 0.003 * step + 0.02 * wobble(step), "accuracy": 0.5 + step / 300, "grad_norm": 1.0}
+
+
+HEALTHY = {"grpo": healthy_grpo, "dpo": healthy_dpo, "sft": healthy_sft, "reward model": healthy_reward_model}
 DATA = {
     "rows": 1000,
     "used": 998,
@@ -172,9 +176,29 @@ CASES = {
     ),
     "displacement": (
         "dpo",
-        lambda s: {"rewards/chosen": 0.1 - s / 50},
+        lambda s: {"rewards/chosen": 0.1 - s / 50, "rewards/rejected": -s / 20},
         ("warning", "rewards/chosen, step 10", "chosen completions became less likely", "raise beta"),
     ),  # 0.1 - s/50 is below 0 from step 6 on; its mean over ten steps s-9..s from step 10 on: 0.1 - 5.5/50 < 0
+    "displacement of what is wanted": (
+        "dpo",
+        lambda s: {"rewards/desirable": -s / 50, "rewards/undesirable": -s / 20},
+        ("warning", "rewards/desirable, step 1", "displacement: desirable completions", "dpop"),
+    ),
+    "length bias": (
+        "reward model",
+        lambda s: {"accuracy/longer": 0.9 + 0.02 * wobble(s), "accuracy/shorter": 0.4 + 0.02 * wobble(s + 0.5)},
+        ("warning", "accuracy/shorter, step 100", "right on 90.", "counts words"),
+    ),
+    "reward model at chance": (
+        "reward model",
+        lambda s: {"accuracy": 0.5 + 0.02 * wobble(s)},
+        ("warning", "accuracy, step 100", "chance is 50 %", "swapped"),
+    ),
+    "selected completions grow": (
+        "dpo",
+        lambda s: {"length/chosen": 40 + s},
+        ("warning", "length/chosen, step 45", "from 53 to 128 tokens", "average the loss"),
+    ),
     "chance": (
         "dpo",
         lambda s: {"rewards/accuracies": 0.5 + 0.02 * wobble(s)},
@@ -220,6 +244,73 @@ def test_completions_that_grow_without_a_better_reward(tmp_path):
     # Growing to better answers is fine.
     better = write(tmp_path / "b", "grpo", lambda step: {"completions/mean_length": 40 + step})
     assert read_run(better) == []
+
+
+def test_a_margin_that_grows_from_the_rejected_side_alone_is_no_displacement(tmp_path):
+    """Nor is one that falls, or two sides that are a hair below 0."""
+    for number, (chosen, rejected) in enumerate(
+        [(lambda s: 0.001 * s, lambda s: -s / 20), (lambda s: -s / 20, lambda s: -s / 50)]
+    ):
+        change = lambda s, chosen=chosen, rejected=rejected: {  # noqa: E731
+            "rewards/chosen": chosen(s),
+            "rewards/rejected": rejected(s),
+        }
+        assert read_run(write(tmp_path / str(number), "dpo", change)) == []
+    hair = write(tmp_path / "hair", "dpo", lambda s: {"rewards/chosen": -0.01 + 0.05 * wobble(s)})
+    assert read_run(hair) == []
+
+
+def held(path, rows, method="dpo", change=None):
+    """A run of `method` whose evaluations logged `rows`, at steps 0, 25, 50, ..."""
+    folder = write(path, method, change, evals=())
+    for number, row in enumerate(rows):
+        folder.append_metrics({"step": 25 * number, "eval/unjudged": 0.0, **row})
+    return folder
+
+
+def between(name, value, half):
+    return {f"eval/{name}": value, f"eval/{name}/low": value - half, f"eval/{name}/high": value + half}
+
+
+def test_a_proxy_that_rises_while_gold_has_turned(tmp_path):
+    """Gold 1, 2, 1.2 with ends of 0.2: 0.8 lost, and chance explains sqrt(0.2^2 + 0.2^2) = 0.28 of it."""
+    golds, proxies = (1.0, 2.0, 1.2), (1.0, 2.0, 3.0)
+    rows = [{"eval/reward": p, **between("gold", g, 0.2)} for g, p in zip(golds, proxies, strict=True)]
+    finding = only(read_run(held(tmp_path / "a", rows, "grpo")))
+    assert finding.where == "eval/gold, step 25" and finding.severity == "warning"
+    assert "eval/gold fell from 2 to 1.2 while eval/reward rose from 2 to 3" in finding.what
+    assert "beta or kl.weight" in finding.advice
+    margins = [{"eval/rewards/margins": p, **between("gold", g, 0.2)} for g, p in zip(golds, proxies, strict=True)]
+    assert "eval/rewards/margins rose" in only(read_run(held(tmp_path / "b", margins))).what
+    noisy = [{**row, **between("gold", row["eval/gold"], 0.6)} for row in rows]  # 0.85 may be chance
+    assert read_run(held(tmp_path / "c", noisy, "grpo")) == []
+    both = [{**row, "eval/reward": row["eval/gold"]} for row in rows]  # no over-optimisation: the reward fell as well
+    assert not any("over-optimisation" in f.what for f in read_run(held(tmp_path / "d", both, "sft")))
+
+
+def test_samples_that_grow_while_no_ranking_gets_better(tmp_path):
+    """40, 50, 70 tokens: 1.75 times as long, over 1.5 times from step 50 on."""
+    lengths = (40.0, 50.0, 70.0)
+    flat = [{"eval/completions/mean_length": n, **between("ranking_accuracy", 0.6, 0.05)} for n in lengths]
+    finding = only(read_run(held(tmp_path / "a", flat)))
+    assert finding.where == "eval/completions/mean_length, step 50"
+    assert "from 40 to 70 tokens" in finding.what and "(60.0 %, then 60.0 %)" in finding.what
+    better = [{**row, **between("ranking_accuracy", 0.5 + 0.1 * i, 0.05)} for i, row in enumerate(flat)]
+    assert read_run(held(tmp_path / "b", better)) == []  # 0.5 .. 0.55 and 0.65 .. 0.75 do not overlap
+    gold = [{**row, **between("gold", 1.0 + i, 0.1)} for i, row in enumerate(flat)]
+    assert read_run(held(tmp_path / "c", gold)) == []
+    shorter = [{**row, "eval/completions/mean_length": n} for row, n in zip(flat, (40, 50, 59), strict=True)]
+    assert read_run(held(tmp_path / "d", shorter)) == []
+
+
+def test_held_out_accuracy_that_chance_may_explain(tmp_path):
+    rows = [between("accuracy", 0.5, 0.1), between("accuracy", 0.53, 0.1)]
+    finding = only(read_run(held(tmp_path / "a", rows, "reward model")))
+    assert (finding.severity, finding.where) == ("warning", "eval/accuracy, step 25")
+    assert "53.0 % (43.0 % to 63.0 %): chance is not excluded" in finding.what and "eval.n" in finding.advice
+    few = [rows[0], between("accuracy", 0.7, 0.25)]  # told, but it is the number of pairs that is to blame
+    assert only(read_run(held(tmp_path / "b", few, "reward model"))).severity == "info"
+    assert read_run(held(tmp_path / "c", [rows[0], between("accuracy", 0.7, 0.1)], "reward model")) == []
 
 
 def test_wrong_completions_that_grow_are_seen_in_the_rollouts(tmp_path):

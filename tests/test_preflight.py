@@ -95,6 +95,7 @@ def test_the_reference_is_counted_whole_and_gradients_only_where_there_are_some(
     parameters = list(assembly.parts.learner.parameters())
     whole = 4 * sum(p.numel() for p in parameters)  # float32
     memory = {"weights": whole, "gradients": whole, "optimizer": 2 * whole, "reference": whole, "sampler": 0}
+    memory["start"] = whole  # its copy, to measure the distance from
     assert memory_of(assembly) == memory
     parameters[0].requires_grad_(False)
     trained = whole - 4 * parameters[0].numel()
@@ -104,7 +105,7 @@ def test_the_reference_is_counted_whole_and_gradients_only_where_there_are_some(
 def test_an_adapter_has_its_reference_inside_and_several_processes_copy_the_sampler(tmp_path):
     lora = assembled(tmp_path, "dpo", NEW + "[model.lora]\nrank = 2\n")
     assert memory_of(lora)["reference"] == 0
-    plain = assembled(tmp_path, "sft")
+    plain = assembled(tmp_path, "sft", NEW + "[eval]\nk = 0\n")
     plain.parts.runtime = Runtime(world=2)
     assert memory_of(plain)["sampler"] == 0
     plain.sampler = object()  # type: ignore[assignment]

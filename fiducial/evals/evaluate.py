@@ -215,8 +215,11 @@ def lengths(rollouts: Sequence[Rollout]) -> dict[str, float]:
     return {**metrics, "completions/mean_terminated_length": fmean(ended)} if ended else metrics
 
 
-def diversity(groups: Sequence[Sequence[Rollout]], answers: Sequence[Sequence[Hashable | None]]) -> dict[str, float]:
-    """How different the samples of a problem are, averaged over problems, and the policy's entropy.
+def diversity(
+    groups: Sequence[Sequence[Rollout]], answers: Sequence[Sequence[Hashable | None]] | None = None
+) -> dict[str, float]:
+    """How different the samples of a problem, and their answers if there are any, are, averaged over problems, and the
+    policy's entropy.
 
     `entropy` is the mean of -log-prob over the sampled tokens: nats per token of the distribution they are drawn from.
     """
@@ -232,6 +235,8 @@ def diversity(groups: Sequence[Sequence[Rollout]], answers: Sequence[Sequence[Ha
     comparable = [samples for samples in texts if sum(map(bool, samples)) >= 2]
     if comparable:
         metrics["self_bleu"] = fmean(stats.self_bleu(samples) for samples in comparable)
+    if answers is None:
+        return metrics
     metrics["distinct_answers"] = fmean(len({a for a in given if a is not None}) for given in answers)
     metrics["answer_entropy"] = fmean(stats.answer_entropy(given) for given in answers)
     return metrics

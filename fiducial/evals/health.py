@@ -11,75 +11,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any, Literal
 
 from fiducial.core.types import FAILED
-from fiducial.evals.history import Rows, series, show
+from fiducial.evals.evidence import ENOUGH, LONGER, Evidence, Finding, Severity
+from fiducial.evals.history import show
 from fiducial.evals.metrics import METRICS, is_healthy
-from fiducial.evals.stats import mean_interval
+from fiducial.evals.preference_health import PREFERENCE_RULES
 from fiducial.store import RunFolder
 
-Severity = Literal["error", "warning", "info"]
-ENOUGH = 20  # steps from which on a trend is judged
 ROLLOUT_STEPS = 10  # steps at each end of the run whose rollouts are read
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What looks wrong, the metric and step it shows at, and what to do."""
-
-    severity: Severity
-    what: str
-    where: str
-    advice: str
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What a run left behind."""
-
-    folder: RunFolder
-    config: dict[str, Any]
-    rows: Rows
-    data: dict[str, Any]
-
-    def smooth(self, name: str) -> list[tuple[int, float]]:
-        """Steps and means over the last tenth of the points up to each, at most ten; not finite values left out."""
-        points = self.finite(name)
-        width = min(max(len(points) // 10, 1), 10)
-        means = (fmean(value for _, value in points[max(0, i - width + 1) : i + 1]) for i in range(len(points)))
-        return [(step, mean) for (step, _), mean in zip(points, means, strict=True)]
-
-    def finite(self, name: str) -> list[tuple[int, float]]:
-        steps, values = series(self.rows, name)
-        return [(step, value) for step, value in zip(steps, values, strict=True) if math.isfinite(value)]
-
-    def trend(self, name: str) -> Trend | None:
-        """First against last quarter of the run, None if it is too short to tell."""
-        values = [value for _, value in self.finite(name)]
-        if len(values) < ENOUGH:
-            return None
-        quarter = len(values) // 4
-        first, last = mean_interval(values[:quarter]), mean_interval(values[-quarter:])
-        noise = math.hypot(first.high - first.value, last.high - last.value)
-        return Trend(first.value, last.value, noise)
-
-
-@dataclass(frozen=True)
-class Trend:
-    """Means of the first and the last quarter, and by how much they may differ by chance."""
-
-    first: float
-    last: float
-    noise: float
-
-    @property
-    def rose(self) -> bool:
-        return self.last - self.first > self.noise
-
-    @property
-    def fell(self) -> bool:
-        return self.first - self.last > self.noise
 
 
 def read_run(path: str | Path | RunFolder) -> list[Finding]:
@@ -255,13 +195,14 @@ def no_signal(run: Evidence) -> Iterator[Finding]:
 
 def length_inflates(run: Evidence) -> Iterator[Finding]:
     """Completions that grow while the reward does not."""
-    name = "completions/mean_length"
-    length, reward = run.trend(name), run.trend("reward")
-    if length and length.rose and length.last > 1.5 * length.first and not (reward and reward.rose):
-        first = next((step for step, value in run.smooth(name) if value > 1.5 * length.first), 0)
-        what = f"completions grew from {length.first:.0f} to {length.last:.0f} tokens and the reward did not"
-        advice = "average the loss by a constant or by tokens (per), or mask or penalise truncated completions"
-        yield Finding("warning", what, f"{name}, step {first}", advice)
+    reward = run.trend("reward")
+    for name in ("completions/mean_length", "length/chosen"):
+        length = run.trend(name)
+        if length and length.rose and length.last > LONGER * length.first and not (reward and reward.rose):
+            first = next((step for step, value in run.smooth(name) if value > LONGER * length.first), 0)
+            what = f"completions grew from {length.first:.0f} to {length.last:.0f} tokens and the reward did not"
+            advice = "average the loss by a constant or by tokens (per), or mask or penalise truncated completions"
+            yield Finding("warning", what, f"{name}, step {first}", advice)
 
 
 def wrong_completions_grow(run: Evidence) -> Iterator[Finding]:
@@ -294,7 +235,7 @@ def _lengths(folder: RunFolder, steps: list[int]) -> dict[str, float]:
     return {verdict: fmean(values) for verdict, values in lengths.items()}
 
 
-# -- losses and preferences --------------------------------------------------------------------------------------
+# -- losses --------------------------------------------------------------------------------------------------------
 
 
 def loss_does_not_fall(run: Evidence) -> Iterator[Finding]:
@@ -335,28 +276,6 @@ def gradient_spikes(run: Evidence) -> Iterator[Finding]:
         yield Finding("warning", what, f"grad_norm, step {step}", "set optim.clip, lower optim.lr, add optim.warmup")
 
 
-def chosen_sinks(run: Evidence) -> Iterator[Finding]:
-    """Likelihood displacement: the margin grows although chosen completions become less likely."""
-    chosen, accuracy = run.trend("rewards/chosen"), run.trend("rewards/accuracies")
-    if chosen and accuracy and chosen.fell and chosen.last < 0 and accuracy.last > accuracy.first:
-        below = next(step for step, value in run.smooth("rewards/chosen") if value < 0)
-        what = f"chosen completions became less likely (implicit reward {chosen.last:.3g}) while accuracy rose"
-        advice = (
-            "raise beta, lower optim.lr, add a likelihood term (RPO, DPOP), or drop pairs whose sides are nearly equal"
-        )
-        yield Finding("warning", what, f"rewards/chosen, step {below}", advice)
-
-
-def accuracy_is_chance(run: Evidence) -> Iterator[Finding]:
-    """Pairs that are told apart no better than by a coin."""
-    for name in ("rewards/accuracies", "accuracy"):
-        trend = run.trend(name)
-        if trend and not is_healthy(name, trend.last):
-            what = f"{name} is {show(name, trend.last)} in the last quarter: chance is 50 %"
-            advice = "check that chosen and rejected are not swapped or equal; try a higher optim.lr or more steps"
-            yield Finding("warning", what, f"{name}, step {run.finite(name)[-1][0]}", advice)
-
-
 # -- data --------------------------------------------------------------------------------------------------------
 
 
@@ -390,8 +309,7 @@ RULES: tuple[Callable[[Evidence], Iterator[Finding]], ...] = (
     loss_does_not_fall,
     overfits,
     gradient_spikes,
-    chosen_sinks,
-    accuracy_is_chance,
+    *PREFERENCE_RULES,
     data_is_cut,
     no_evaluation,
 )

@@ -45,6 +45,12 @@ METRICS: dict[str, Metric] = {
     "num_tokens": Metric("Tokens that were trained on, or sampled, in the step.", "tokens"),
     # preferences
     "accuracy": Metric("Pairs whose chosen side scores higher; a tie is one half.", "share", (0.55, 1.0), "up"),
+    "accuracy/longer": Metric("The same among pairs whose chosen side is the longer one.", "share", better="up"),
+    "accuracy/shorter": Metric(
+        "The same among pairs whose chosen side is the shorter one; far below accuracy/longer: the model counts words.",
+        "share",
+        better="up",
+    ),
     "margin": Metric("Score of the chosen side minus that of the rejected one.", "score", better="up"),
     "reward/mean": Metric("Mean score of the reward model over chosen and rejected completions.", "score"),
     "rewards/chosen": Metric(
@@ -58,9 +64,55 @@ METRICS: dict[str, Metric] = {
     "rewards/accuracies": Metric(
         "Pairs whose implicit reward is higher for the chosen side; a tie is one half.", "share", (0.55, 1.0), "up"
     ),
-    "ranking_accuracy": Metric("Pairs whose chosen completion is the likelier one.", "share", better="up"),
+    "rewards/real": Metric("Implicit reward of the demonstrations.", "beta x nats", better="up"),
+    "rewards/generated": Metric("Implicit reward of the policy's own completions.", "beta x nats", better="down"),
+    "rewards/desirable": Metric("Implicit reward of wanted completions.", "beta x nats", better="up"),
+    "rewards/undesirable": Metric("Implicit reward of unwanted completions.", "beta x nats", better="down"),
+    "ranking_accuracy": Metric(
+        "Pairs whose chosen completion is the likelier one under the policy alone; a tie is one half.",
+        "share",
+        better="up",
+    ),
+    "ranking_accuracy_len_norm": Metric("The same by log-probability per token.", "share", better="up"),
+    "ranking_ties": Metric("Pairs whose two completions are exactly as likely.", "share"),
+    "flips/correct_correct": Metric("Pairs that reference and policy both rank right by likelihood.", "share"),
+    "flips/correct_wrong": Metric("Pairs that the reference ranks right and the policy wrong.", "share", better="down"),
+    "flips/wrong_correct": Metric("Pairs that the reference ranks wrong and the policy right.", "share", better="up"),
+    "flips/wrong_wrong": Metric("Pairs that both rank wrong.", "share"),
     "logps/chosen": Metric("Log-probability of chosen completions, summed over tokens.", "nats"),
     "logps/rejected": Metric("Log-probability of rejected completions, summed over tokens.", "nats"),
+    "logps/ref_chosen": Metric("logps/chosen under the reference.", "nats"),
+    "logps/ref_rejected": Metric("logps/rejected under the reference.", "nats"),
+    "logps/desirable": Metric("Log-probability of wanted completions, summed over tokens.", "nats"),
+    "logps/undesirable": Metric("Log-probability of unwanted completions, summed over tokens.", "nats"),
+    "length/chosen": Metric("Tokens per chosen completion.", "tokens"),
+    "length/rejected": Metric("Tokens per rejected completion.", "tokens"),
+    "count/desirable": Metric("Weight of the wanted completions of the step.", "examples"),
+    "count/undesirable": Metric("Weight of the unwanted completions of the step.", "examples"),
+    "nll/chosen": Metric("Negative log-probability per token of chosen completions.", "nats/token", better="down"),
+    "clamp_frac": Metric("Pairs with an exponent that is cut because it would overflow.", "share", (0.0, 0.05)),
+    "clip_frac": Metric("Pairs whose margin is clipped at 2 r_max.", "share"),
+    "dpop/penalty": Metric("lam times what chosen completions have lost against the reference.", "nats", better="down"),
+    "dpop/active_frac": Metric("Pairs whose chosen completion is less likely than under the reference.", "share"),
+    "c3dpo/displacement": Metric("What the constraint holds at 0: the change of both sides together.", "nats"),
+    "orpo/log_odds_ratio": Metric("Log odds of the chosen side less those of the rejected one.", "nats", better="up"),
+    "accuracy_decided": Metric("accuracy among pairs that are no tie.", "share", (0.55, 1.0), "up"),
+    "ties/share": Metric("Pairs that were judged equally good.", "share"),
+    "ties/expected": Metric("Chance of a tie by the model, mean over pairs.", "share"),
+    "order_consistency": Metric(
+        "Pairs of which the model prefers the same completion in both orders.", "share", (0.7, 1.0), "up"
+    ),
+    "position_bias": Metric("|p(first) + p(second) - 1| of the two orders, mean over pairs.", "share", better="down"),
+    "cost/mean": Metric("Mean cost of both sides.", "cost"),
+    "cost/pair_accuracy": Metric("Pairs whose more harmful side costs more; a tie is one half.", "share", better="up"),
+    "cost/sign_accuracy": Metric(
+        "Labelled completions whose cost is above 0 just if they do harm.", "share", better="up"
+    ),
+    "safe_frac": Metric("Completions that cost 0 or less.", "share"),
+    "selection/examples": Metric("Examples that the selection made of the step's completions.", "examples"),
+    "selection/unused": Metric("Prompts that gave no example.", "share"),
+    "selection/distinct": Metric("Different completions among a prompt's completions.", "share"),
+    "pair/score_gap": Metric("Reward of the chosen sample less that of the rejected one.", "reward"),
     # rewards
     "reward": Metric(
         "Mean reward of the completions that have one; [verdicts] says what unparseable ones earn.",
@@ -82,6 +134,19 @@ METRICS: dict[str, Metric] = {
     "kl": Metric(
         "Divergence from the reference on sampled tokens; the recipe names the estimator.", "nats/token", (-0.01, 0.5)
     ),
+    "kl/clamped": Metric("Tokens whose k3 is cut in the loss because it would overflow.", "share", (0.0, 0.01)),
+    "kl/batch": Metric(
+        "What the loss takes for the KL: mean log-ratio of mismatched completions, at least 0.", "nats/completion"
+    ),
+    "kl/k1": Metric("Mean of log policy / reference over held-out samples: unbiased, noisy.", "nats/completion"),
+    "kl/k2": Metric("Half its square, token by token: at least 0, biased.", "nats/completion"),
+    "kl/k3": Metric("ratio - 1 - log ratio, token by token: at least 0, unbiased.", "nats/completion"),
+    "kl/exact": Metric(
+        "Divergence of the whole next-token distributions along held-out samples: unbiased, the least noisy.",
+        "nats/completion",
+    ),
+    "weights_distance": Metric("L2 distance of the trained weights from where the run began.", ""),
+    "weights_distance/relative": Metric("The same over the norm of the weights where the run began.", ""),
     "entropy": Metric("Mean of -log-prob over sampled tokens: how undecided the policy is.", "nats/token"),
     "ratio/mean": Metric("Probability of a sampled token now over when it was sampled.", "", (0.9, 1.1)),
     "ratio/max": Metric("The largest such ratio of the step.", "", (0.0, 10.0)),
@@ -111,6 +176,7 @@ METRICS: dict[str, Metric] = {
     "seconds/sample": Metric("Time to sample the step's completions.", "s", better="down"),
     "seconds/reward": Metric("Time to verify the step's completions.", "s", better="down"),
     "seconds/score": Metric("Time for reference and old log-probabilities.", "s", better="down"),
+    "seconds/eval": Metric("Time of an evaluation.", "s", better="down"),
     "seconds/train": Metric("Time in forward, backward and optimizer.", "s", better="down"),
     "tokens_per_second": Metric("num_tokens over the step's wall time.", "tokens/s", better="up"),
     # on problems or rows that are not trained on; other eval/ names mean what they mean in training
@@ -123,6 +189,8 @@ METRICS: dict[str, Metric] = {
     "eval/unjudged": Metric(
         "Completions that the verifier failed on: timeout, crashed, skipped.", "share", (0.0, 0.02), "down"
     ),
+    "eval/gold": Metric("Mean of a reward that nothing trained on, over held-out samples.", "reward", better="up"),
+    "eval/gold/unjudged": Metric("Samples that the gold reward failed on.", "share", (0.0, 0.02), "down"),
     "eval/distinct_<n>": Metric("Different n-grams over all n-grams of a problem's samples.", "share"),
     "eval/self_bleu": Metric("BLEU of a sample against the others of its problem; 1: all the same.", "", (0.0, 0.98)),
     "eval/distinct_answers": Metric("Different answers among a problem's samples.", "answers"),

@@ -8,10 +8,13 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
+
+import torch
+from torch import Tensor
 
 INK, MUTED, GRID = "#010101", "#020202", "#030303"
 SERIES = ("#0a0a01", "#0a0a02", "#0a0a03", "#0a0a04")
@@ -50,6 +53,24 @@ def line_plot(lines: Sequence[Line], label: str, share: bool = False) -> str:
         axes.legend(frameon=False, labelcolor=INK, fontsize=9.5, borderpad=0, handlelength=1.2)
     _ticks(axes, share)
     axes.set_xlabel("step", color=MUTED, fontsize=9)
+    return _svg(figure, label)
+
+
+def distance_plot(
+    distances: Sequence[float],
+    values: Sequence[float],
+    label: str,
+    curve: Callable[[Tensor], Tensor] | None = None,
+) -> str:
+    """Points over the square root of a KL, and a curve through them: of distances [n] to values [n]."""
+    figure, axes = _figure(4.4, 2.3)
+    axes.plot(distances, values, color=SERIES[0], marker="o", markersize=4, linewidth=0)
+    if curve is not None:
+        among = torch.linspace(max(min(distances), 1e-3), max(distances), 100, dtype=torch.float64)
+        axes.plot(among.tolist(), curve(among).tolist(), color=SERIES[1], linewidth=1.6)
+    _ticks(axes, share=False)
+    axes.xaxis.get_major_locator().set_params(integer=False)
+    axes.set_xlabel("square root of the KL to the reference", color=MUTED, fontsize=9)
     return _svg(figure, label)
 
 

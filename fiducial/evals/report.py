@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from fiducial.core.types import VERDICTS
 from fiducial.evals import page, plots
+from fiducial.evals.frontier import Frontier, frontier_of
 from fiducial.evals.history import Change, Rows, change_of, label, series, show
 from fiducial.evals.metrics import Metric, describe, is_healthy
 from fiducial.store import RunFolder
@@ -21,8 +22,25 @@ PANELS: tuple[tuple[str, str, tuple[str, ...]], ...] = (  # title, what it says 
     (
         "Held-out pairs",
         "Pairs that are ranked right: by implicit reward or score, and by likelihood.",
-        ("eval/rewards/accuracies", "eval/accuracy", "eval/ranking_accuracy"),
+        ("eval/rewards/accuracies", "eval/accuracy", "eval/ranking_accuracy", "eval/ranking_accuracy_len_norm"),
     ),
+    (
+        "Held-out implicit reward",
+        "beta (log pi - log pi_ref) of each side, and their margin. Both below 0: displacement.",
+        ("eval/rewards/chosen", "eval/rewards/rejected", "eval/rewards/margins"),
+    ),
+    (
+        "Pairs that flipped",
+        "Ranked otherwise, by likelihood, than the reference did.",
+        ("eval/flips/correct_wrong", "eval/flips/wrong_correct"),
+    ),
+    ("Gold reward", "", ("eval/gold",)),
+    (
+        "Distance from the reference",
+        "KL on held-out samples, nats a completion: over whole distributions, and two estimates.",
+        ("eval/kl/exact", "eval/kl/k1", "eval/kl/k3"),
+    ),
+    ("Distance of the weights", "", ("weights_distance",)),
     ("Held-out loss", "", ("eval/loss",)),
     ("Reward", "", ("reward",)),
     ("Loss", "", ("loss",)),
@@ -33,13 +51,20 @@ PANELS: tuple[tuple[str, str, tuple[str, ...]], ...] = (  # title, what it says 
         "Pairs that are ranked right: by implicit reward or score, and by likelihood.",
         ("rewards/accuracies", "accuracy", "ranking_accuracy"),
     ),
-    ("Implicit reward", "beta (log pi - log pi_ref) of each side.", ("rewards/chosen", "rewards/rejected")),
+    ("Accuracy by length", "Pairs whose chosen side is longer, and shorter.", ("accuracy/longer", "accuracy/shorter")),
+    (
+        "Implicit reward",
+        "beta (log pi - log pi_ref) of each side, and their margin.",
+        ("rewards/chosen", "rewards/rejected", "rewards/margins"),
+    ),
     ("Log-probability", "Summed over the tokens of each side.", ("logps/chosen", "logps/rejected")),
     (
         "Length",
         "Tokens per completion, and per completion that ended by itself.",
         ("completions/mean_length", "completions/mean_terminated_length"),
     ),
+    ("Length of held-out samples", "", ("eval/completions/mean_length",)),
+    ("Different words", "Different n-grams over all, in held-out samples.", ("eval/distinct_1", "eval/distinct_2")),
     ("Cut at the limit", "", ("completions/clipped_ratio",)),
     (
         "Unreadable or not judged",
@@ -55,17 +80,31 @@ PANELS: tuple[tuple[str, str, tuple[str, ...]], ...] = (  # title, what it says 
     ("Learning rate", "", ("lr",)),
 )
 CARDS = (
-    *("eval/pass@1", "eval/greedy", "eval/pass@*", "eval/maj@*"),
+    *("eval/gold", "eval/pass@1", "eval/greedy", "eval/pass@*", "eval/maj@*"),
     *("eval/rewards/accuracies", "eval/accuracy", "eval/ranking_accuracy", "eval/loss", "eval/perplexity"),
     *("reward", "rewards/accuracies", "accuracy", "loss", "perplexity"),
+    *("eval/rewards/chosen", "eval/rewards/rejected", "eval/rewards/margins", "eval/kl/exact"),
     *("completions/mean_length", "completions/clipped_ratio", "kl", "entropy"),
 )
 MAX_CARDS = 8
 VERDICT_BY = (
-    *("eval/pass@1", "eval/reward", "eval/rewards/accuracies", "eval/accuracy", "eval/perplexity", "eval/loss"),
+    *(
+        "eval/gold",
+        "eval/pass@1",
+        "eval/reward",
+        "eval/rewards/accuracies",
+        "eval/accuracy",
+        "eval/perplexity",
+        "eval/loss",
+    ),
     *("reward", "rewards/accuracies", "accuracy", "loss"),
 )
 MAX_SAMPLES = 12
+MIN_POINTS = 3  # evaluations from which on reward is drawn against distance
+OVER_OPTIMISED = (
+    "Each point is an evaluation, farther from the reference to the right. A proxy that still rises where gold turns "
+    "down is over-optimised."
+)
 
 
 class Finding(Protocol):
@@ -96,6 +135,7 @@ def write_report(folder: RunFolder, findings: Sequence[Finding] = ()) -> Path:
         page.grid([card(change) for change in key_changes(rows)]),
         page.section("What looks wrong", _findings(findings)),
         page.section("Curves", curves(rows), note="Faint: each step. Strong: a moving average. Bands: 95 % intervals."),
+        page.section("Reward against distance", frontier(rows), note=OVER_OPTIMISED),
         page.section("Before and after", sample_pairs(samples), _during(samples)),
         page.section("Verdicts", verdict_table(rows)),
         page.section("Data", data_table(data)),
@@ -173,14 +213,37 @@ def curves(rows: Rows) -> str:
     panels = []
     for title, note, names in PANELS:
         lines = [line for name in names if (line := _line(rows, name))]
+        still = [line.name for line in lines if not any(line.values)]
         if len(lines) > 1:  # a line that never leaves zero only hides the others
             lines = [line for line in lines if any(line.values)] or lines[:1]
+            note += f" At 0 throughout: {', '.join(still)}." * bool(still)
         if lines:
             metrics = [metric for name in names if (metric := describe(name))]
             ends = "; ".join(f"{line.name} from {line.values[0]:.3g} to {line.values[-1]:.3g}" for line in lines)
             plot = plots.line_plot(lines, f"{title}: {ends}", share=metrics[0].unit == "share")
             panels.append(page.panel(title, plot, note or metrics[0].definition))
     return page.grid(panels, "plots")
+
+
+def frontier(rows: Rows) -> str:
+    """Gold and proxy reward against the distance from the reference, where both were measured often enough."""
+    found = frontier_of([("", rows)])
+    return page.grid(frontier_panels(found), "plots") if found and len(found.points) >= MIN_POINTS else ""
+
+
+def frontier_panels(found: Frontier) -> list[str]:
+    """The two plots of a frontier, gold with the fitted curve."""
+    distances = [point.distance for point in found.points]
+    panels = []
+    for name, values, curve in (
+        (found.gold, [point.gold for point in found.points], found.curve),
+        (found.proxy, [point.proxy for point in found.points], None),
+    ):
+        ends = f"{name} from {values[0]:.3g} to {values[-1]:.3g} at distances {distances[0]:.3g} to {distances[-1]:.3g}"
+        told = f"; fit d (a - b log d): a {curve.alpha:.3g}, b {curve.beta:.3g}" if curve else ""
+        plot = plots.distance_plot(distances, values, ends, curve)
+        panels.append(page.panel(f"{label(name)}, gained", plot, f"Over the square root of the KL{told}."))
+    return panels
 
 
 def _line(rows: Rows, name: str) -> plots.Line | None:

@@ -29,6 +29,7 @@ from fiducial.train.learner import Learner
 from fiducial.train.loop import Parts
 from fiducial.train.runtime import Runtime
 from fiducial.train.selected import SelectFeed
+from fiducial.train.start import Start
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 TOKENIZER_ROWS = 20_000  # rows that a fresh tokenizer is trained on
@@ -44,10 +45,13 @@ class Assembly:
     model: Any  # the module that was loaded, before any wrapping: what is saved
     tokenizer: Any
     data: Dataset
+    start: Start  # the weights as they are now, before any checkpoint
     held_out: Dataset | None  # rows, or problems, that never train
     held_out_rows: list[int] = field(default_factory=list)  # which of them
     sampler: Sampler | None = None
     verify: Any = None  # what judges completions in evaluation
+    gold: Reward | None = None  # what judges them too, and never trains
+    hand_over: Callable[[int], None] = lambda version: None  # to the sampler, unless the loop does: before evaluation
 
 
 def assemble(
@@ -74,11 +78,10 @@ def assemble(
     temperature = run.sampling.temperature if method.feed == "groups" else 1.0
     learner = Learner(trained, method.learns, temperature, run.model.autocast).to(runtime.device)
     anchors = reference(run, method, learner, tokenizer, runtime)
-    sampler, hand_over, verify = None, lambda version: None, None
-    if method.samples or (run.task and method.learns == "policy"):
-        sampler, hand_over = make_sampler(trained, tokenizer, learner, runtime)
-    if method.judged:
-        verify = make_reward(run)
+    sampler, hand_over = None, nothing_to_hand_over
+    if method.samples or (run.eval.k and method.learns == "policy"):
+        sampler, hand_over = make_sampler(trained, tokenizer, learner, runtime, everywhere=method.samples)
+    verify = make_reward(run) if method.judged else None
     runtime.shard(learner)
     if method.samples:
         writer = sampler
@@ -88,9 +91,21 @@ def assemble(
         feed: Any = (SelectFeed if method.select else GroupFeed)(run, method, data, writer, verify, runtime, keep)
     else:
         feed = RowFeed(run, method, data, runtime, keep)
-    parts = Parts(learner, feed, anchors, hand_over, runtime)
+    parts = Parts(learner, feed, anchors, hand_over if method.samples else nothing_to_hand_over, runtime)
     return Assembly(
-        run, method, parts, trained, tokenizer, data, held if held_rows else None, held_rows, sampler, verify
+        run,
+        method,
+        parts,
+        trained,
+        tokenizer,
+        data,
+        Start(learner),
+        held if held_rows else None,
+        held_rows,
+        sampler,
+        verify,
+        gold=make_gold(run, method),
+        hand_over=nothing_to_hand_over if method.samples else hand_over,
     )
 
 
@@ -225,11 +240,12 @@ def load_model(
     run: Run, method: Method, source: RowSource | None, folder: Path | None, runtime: Runtime, tokenizer: Any = None
 ) -> tuple[Any, Any]:
     """The model as the run starts, and its tokenizer: the one given, that in `folder`, or a new one for new weights."""
+    reads: Any = "pair" if method.rows == "joint" else "completion"
     dtype = DTYPES[run.model.dtype]
     if run.model.path:
         if method.learns == "reward_model":
             backbone, tokenizer = models.load(run.model.path, dtype, runtime.device)
-            return models.RewardModel(backbone, seed=mix(run.seed, "head")), tokenizer
+            return models.RewardModel(backbone, seed=mix(run.seed, "head"), reads=reads), tokenizer
         return models.load(run.model.path, dtype, runtime.device)
     new = run.model.new
     assert new is not None and source is not None
@@ -260,7 +276,7 @@ def load_model(
         )
     model = models.new(config, seed=mix(run.seed, "weights")).to(dtype)
     if method.learns == "reward_model":
-        model = models.RewardModel(model, seed=mix(run.seed, "head"))
+        model = models.RewardModel(model, seed=mix(run.seed, "head"), reads=reads)
     return model.to(runtime.device), tokenizer
 
 
@@ -343,24 +359,32 @@ def _hard_only(run: Run, method: Method) -> None:
 # -- sampling and rewards ----------------------------------------------------------------------------------------------
 
 
+def nothing_to_hand_over(version: int) -> None:
+    """There is no sampler that waits for weights."""
+
+
 def make_sampler(
-    policy: Any, tokenizer: Any, learner: Learner, runtime: Runtime
-) -> tuple[Sampler, Callable[[int], None]]:
-    """The sampler, and what hands it the weights of a new version.
+    policy: Any, tokenizer: Any, learner: Learner, runtime: Runtime, everywhere: bool
+) -> tuple[Sampler | None, Callable[[int], None]]:
+    """The sampler, and what hands it the weights of a new version, at which all ranks take part.
 
     In one process it shares the policy's weights. With several each rank samples from a whole copy of its own, since
-    ranks draw different numbers of tokens and must not wait for each other inside a forward pass.
+    ranks draw different numbers of tokens and must not wait for each other inside a forward pass; not `everywhere`
+    leaves the copy, and the sampling, to the first.
     """
     if runtime.world == 1:
         sampler = LocalSampler(policy, tokenizer, autocast=learner.autocast)
         return sampler, lambda version: sampler.update(None, version)
-    sampler = LocalSampler(copy.deepcopy(policy).to(runtime.device), tokenizer, autocast=learner.autocast)
+    copied = None
+    if everywhere or runtime.first:
+        copied = LocalSampler(copy.deepcopy(policy).to(runtime.device), tokenizer, autocast=learner.autocast)
 
     def hand_over(version: int) -> None:
         state = runtime.full_state(learner)
-        sampler.update({name.removeprefix("model."): x for name, x in state.items()}, version)
+        if copied:
+            copied.update({name.removeprefix("model."): x for name, x in state.items()}, version)
 
-    return sampler, hand_over
+    return copied, hand_over
 
 
 def make_reward(run: Run) -> Reward:
@@ -368,3 +392,12 @@ def make_reward(run: Run) -> Reward:
     if not run.reward and not run.task:
         raise RecipeError('problems from a file need a reward: reward = "math", or "file.py:function"')
     return judge(run.reward or run.task, run.verdicts.timeout or None)
+
+
+def make_gold(run: Run, method: Method) -> Reward | None:
+    """What judges held-out samples and never trains: eval.gold, or the task's verifier where another reward trains."""
+    own = run.task if method.judged and run.reward not in ("", run.task) and run.eval.k else ""
+    try:
+        return judge(run.eval.gold or own, run.verdicts.timeout or None) if run.eval.gold or own else None
+    except ValueError as error:
+        raise RecipeError(f"eval.gold: {error}") from error

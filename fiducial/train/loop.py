@@ -193,14 +193,15 @@ def prepare(run: Run, method: Method, parts: Parts, state: State, batch: Tokens,
 def mean_log_ratio(run: Run, parts: Parts, batch: Tokens) -> Tensor:
     """Mean of log policy / reference over the rows of all ranks, []: one number for the whole step."""
     assert parts.ref
-    ratio = weight = 0.0
+    ratio, weight, dtype = 0.0, 0.0, torch.float32
     for units, micro in passes(parts, batch, torch.arange(batch.num_units), run.optim.rows_per_pass):
         logprobs = parts.learner(micro)["logprobs"] - parts.ref(micro)["logprobs"]
         if len(units):
             ratio += float((sequence_sum(logprobs, micro.mask).double() * micro.weight).sum())
             weight += float(micro.weight.sum())
+            dtype = logprobs.dtype
     shares = parts.runtime.gather((ratio, weight))
-    return torch.tensor(sum(r for r, _ in shares) / sum(w for _, w in shares), dtype=batch.weight.dtype)
+    return torch.tensor(sum(r for r, _ in shares) / sum(w for _, w in shares), dtype=dtype)
 
 
 def token_kl(estimator: str, out: dict[str, Tensor], ref: dict[str, Tensor], batch: Tokens) -> Tensor:

@@ -14,6 +14,7 @@ from fiducial.config import Run
 from fiducial.core.divergence import K3_LIMIT, kl_estimate
 from fiducial.core.method import Method
 from fiducial.core.types import Tokens
+from fiducial.evals.diagnostics import right
 from fiducial.train.runtime import Runtime
 
 
@@ -74,6 +75,9 @@ class Meter:
         out.update({**together.peaks, **together.lows, **together.totals})
         if "nll" in out:
             out["perplexity"] = math.exp(min(out.pop("nll"), 700.0))
+        for square in [name for name in out if name.endswith("/square")]:
+            name = square.removesuffix("/square")
+            out[f"{name}/std"] = math.sqrt(max(out.pop(square) - out[f"{name}/mean"] ** 2, 0.0))
         return out
 
 
@@ -138,23 +142,34 @@ def measure_pairs(
     n, weight = batch.num_units, batch.weight[: batch.num_units]
     if "scores" in out:
         chosen, rejected = out["scores"][:n], out["scores"][n:]
-        meter.mean("reward/mean", torch.cat([chosen, rejected]), batch.weight)
+        meter.mean("reward/mean", out["scores"], batch.weight)
+        meter.mean("reward/square", out["scores"].double().square(), batch.weight)
+        meter.peak("reward/max", out["scores"].max())
+        meter.low("reward/min", out["scores"].min())
         _compare("accuracy", "margin", chosen, rejected, weight, meter)
+        lengths = batch.mask.sum(-1)
+        longer = torch.sign(lengths[:n] - lengths[n:])
+        meter.mean("accuracy/longer", right(chosen, rejected), weight * (longer > 0))
+        meter.mean("accuracy/shorter", right(chosen, rejected), weight * (longer < 0))
         return
     chosen, rejected = tensors["chosen_logprobs"], tensors["rejected_logprobs"]
     meter.mean("logps/chosen", chosen, weight)
     meter.mean("logps/rejected", rejected, weight)
-    longer, shorter = tensors["chosen_lengths"], tensors["rejected_lengths"]
-    meter.mean("length/chosen", longer, weight)
-    meter.mean("length/rejected", shorter, weight)
-    meter.mean("ranking_accuracy", _wins(chosen, rejected), weight)
-    meter.mean("ranking_accuracy_len_norm", _wins(chosen / longer, rejected / shorter), weight)
+    lengths, others = tensors["chosen_lengths"], tensors["rejected_lengths"]
+    meter.mean("length/chosen", lengths, weight)
+    meter.mean("length/rejected", others, weight)
+    meter.mean("ranking_accuracy", right(chosen, rejected), weight)
+    meter.mean("ranking_accuracy_len_norm", right(chosen / lengths, rejected / others), weight)
+    meter.mean("ranking_ties", (chosen == rejected).double(), weight)
+    good, bad = own.pop("rewards/chosen", None), own.pop("rewards/rejected", None)
     if "ref_chosen_logprobs" in tensors:
         meter.mean("logps/ref_chosen", tensors["ref_chosen_logprobs"], weight)
         meter.mean("logps/ref_rejected", tensors["ref_rejected_logprobs"], weight)
-        beta = float(run.hparams.get("beta", 1.0))
-        good = own.pop("rewards/chosen", beta * (chosen - tensors["ref_chosen_logprobs"]))
-        bad = own.pop("rewards/rejected", beta * (rejected - tensors["ref_rejected_logprobs"]))
+        if good is None or bad is None:
+            beta = float(run.hparams.get("beta", 1.0))
+            good = beta * (chosen - tensors["ref_chosen_logprobs"])
+            bad = beta * (rejected - tensors["ref_rejected_logprobs"])
+    if good is not None and bad is not None:
         meter.mean("rewards/chosen", good, weight)
         meter.mean("rewards/rejected", bad, weight)
         _compare("rewards/accuracies", "rewards/margins", good, bad, weight, meter)
@@ -178,12 +193,8 @@ def measure_labels(run: Run, tensors: dict[str, Tensor], batch: Tokens, meter: M
 
 
 def _compare(accuracy: str, margin: str, good: Tensor, bad: Tensor, weight: Tensor, meter: Meter) -> None:
-    meter.mean(accuracy, _wins(good, bad), weight)
+    meter.mean(accuracy, right(good, bad), weight)
     meter.mean(margin, good - bad, weight)
-
-
-def _wins(good: Tensor, bad: Tensor) -> Tensor:
-    return (good > bad).double() + 0.5 * (good == bad).double()  # a tie is a coin toss
 
 
 def measure_groups(run: Run, tensors: dict[str, Tensor], batch: Tokens, token_weight: Tensor, meter: Meter) -> None:

@@ -94,6 +94,7 @@ def memory_of(assembly: Assembly) -> dict[str, int]:
         "gradients": gradients,
         "optimizer": 2 * gradients,  # AdamW's two averages
         "reference": sum(_held(anchor.learner.parameters()) for anchor in frozen),
+        "start": assembly.start.bytes,  # on the CPU
         "sampler": copied * sum(p.numel() * p.element_size() for p in parameters),  # whole on each rank
     }
 

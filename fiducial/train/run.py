@@ -38,28 +38,32 @@ def train(
     resume: bool = False,
     show: bool = True,
     tell: Callable[[str], None] | None = None,
+    runtime: Runtime | None = None,
 ) -> Path:
     """Run a recipe from its start, or with `resume` from its newest whole checkpoint; returns the run folder.
 
     RecipeError or ValueError: the recipe or the data is wrong, found before the first step. TrainingError or
     RewardError: the run failed, its checkpoints are whole, and stopped.json says why, as it does whatever else ends a
-    run before its time. `show` False draws no progress; `tell` gets the lines for people.
+    run before its time. `show` False draws no progress; `tell` gets the lines for people. Whoever gives a `runtime`
+    stops it.
     """
     run = (recipe if isinstance(recipe, Run) else read_recipe(recipe)).resolved()
     out = Path(out) if out else Path("runs") / (run.method if isinstance(recipe, Run) else Path(recipe).stem)
-    runtime = Runtime.start()
-    say = (tell or _to_stderr) if runtime.first else (lambda line: None)
+    own, runtime = runtime is None, runtime or Runtime.start()
+    say = (tell or to_stderr) if runtime.first else (lambda line: None)
     folder = RunFolder(out)
     try:
         with folder.lock() if runtime.first else nullcontext():
             _open(folder, run, resume, runtime)
             _train(run, folder, resume, runtime, show, say)
     finally:
-        runtime.stop()
+        if own:
+            runtime.stop()
     return folder.path
 
 
-def _to_stderr(line: str) -> None:
+def to_stderr(line: str) -> None:
+    """Where the lines for people go if nobody else takes them."""
     print(line, file=sys.stderr)
 
 
@@ -120,6 +124,8 @@ def _train(run: Run, folder: RunFolder, resume: bool, runtime: Runtime, show: bo
     if fresh:
         _begin(run, folder, assembly, say)
     held = Held(assembly)
+    if fresh and held.told:
+        say(f"  {held.told}")
     log: Any = nullcontext()
     if runtime.first:
         folder.forget_stop()
@@ -205,16 +211,15 @@ class _Book:
     def evaluate(self, step: int, phase: str) -> None:
         fresh = phase == "before" and self.run.model.new is not None  # random weights write noise, at full length
         try:
-            metrics = self.held.measure(sample=not fresh)
+            metrics = self.held.measure(step, sample=not fresh)
         except RewardError as error:
             raise RewardError(f"held-out evaluation at step {step}: {error}") from error
         if not (self.first and metrics):
             return
         assert self.logger is not None
         self.logger.log(step, metrics)
-        if self.held.last is not None:
-            for greedy in self.held.last.greedy[:SAMPLES]:
-                self.folder.append_sample({"step": step, "phase": phase, **plain(greedy, tokens=False)})
+        for shown in self.held.shown[:SAMPLES]:
+            self.folder.append_sample({"step": step, "phase": phase, **plain(shown, tokens=False)})
 
     def checkpoint(self, state: State) -> None:
         saved = collect(self.a.parts, state)

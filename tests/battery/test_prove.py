@@ -86,7 +86,9 @@ def test_a_flipped_sign_is_caught():
     def mine(chosen_logprobs, rejected_logprobs, ref_chosen_logprobs, ref_rejected_logprobs, *, beta=0.1):
         return METHODS["dpo"].loss(rejected_logprobs, chosen_logprobs, ref_rejected_logprobs, ref_chosen_logprobs)
 
-    assert "from a tie the chosen side rises" in failing(replace(METHODS["dpo"], loss=mine, target=None, idle={}, ranges={}))
+    assert "from a tie the chosen side rises" in failing(
+        replace(METHODS["dpo"], loss=mine, target=None, idle={}, ranges={})
+    )
 
 
 def test_a_wrong_closed_form_is_caught():
@@ -96,7 +98,9 @@ def test_a_wrong_closed_form_is_caught():
         args = (chosen_logprobs, rejected_logprobs, ref_chosen_logprobs, ref_rejected_logprobs)
         return METHODS["dpo"].loss(*args, beta=2 * beta)
 
-    assert "trained table = ref exp(r/beta)/Z, beta = 0.5" in failing(replace(METHODS["dpo"], loss=mine, idle={}, ranges={}))
+    assert "trained table = ref exp(r/beta)/Z, beta = 0.5" in failing(
+        replace(METHODS["dpo"], loss=mine, idle={}, ranges={})
+    )
 
 
 def test_a_biased_estimator_is_caught():
