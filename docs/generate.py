@@ -1,4 +1,4 @@
-"""Writes the pages that follow from the code: methods, command line, settings, metrics, glossary, tasks.
+"""Writes the pages that follow from the code: methods, command line, settings, metrics, glossary, tasks, labs.
 
 `make docs` runs it; a test fails when a page in docs/reference/ is not what it would write.
 """
@@ -12,6 +12,7 @@ import io
 import os
 import textwrap
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent / "reference"
 
@@ -126,6 +127,45 @@ def tasks() -> str:
     return "\n".join(parts)
 
 
+def labs() -> str:
+    """Every lab: what it does and claims, and what became of it where `pictures/` has its folder."""
+    import json
+
+    from fiducial.labs import LABS
+
+    parts = [
+        "# Labs\n\nReproducible experiments with a verdict by criteria that were stated beforehand. "
+        "`fiducial lab ID` repeats one, `fiducial lab --all --fast` all; each writes its numbers, tables and pictures. "
+        "The pictures here are those of `--fast`, seed 0.\n"
+    ]
+    for lab in LABS.values():
+        doc = inspect.cleandoc(inspect.getmodule(lab.run).__doc__ or "").partition("\n\n")[2]
+        parts.append(f"## {lab.id} `{lab.name}`: {lab.title}\n\n{_literal(doc)}\n")
+        kind = " (Observational.)" if lab.observational else ""
+        parts.append(f"Claim: {_literal(lab.claim)}{kind} {lab.source}.\n")
+        verdict = HERE.parent / "pictures" / lab.name / "verdict.json"
+        if verdict.exists():
+            parts += _found(lab.name, json.loads(verdict.read_text(encoding="utf-8")))
+    return "\n".join(parts)
+
+
+def _found(name: str, said: dict[str, Any]) -> list[str]:
+    """The pictures of a lab, its verdict and its criteria."""
+    pictures = [file for file in said["files"] if file.endswith(".png")]
+    parts = [f"![{file.removesuffix('.png')}](../pictures/{name}/{file})\n" for file in pictures]
+    parts.append(f"Verdict: **{said['verdict']}**. {_literal(said['note'])}\n")
+    parts.append("| criterion | value | bound | |\n| --- | --- | --- | --- |")
+    for c in said["criteria"]:
+        value = "not finite" if c["value"] is None else f"{c['value']:.4g}"
+        parts.append(f"| {_literal(c['name'])} | {value} | {c['relation']} {c['bound']:.4g} | {c['verdict']} |")
+    return [*parts, ""]
+
+
+def _literal(text: str) -> str:
+    """Text in which Markdown finds no emphasis and no end of a table's cell."""
+    return text.replace("*", "\\*").replace("|", "&#124;")
+
+
 PAGES = {
     "methods.md": methods,
     "command-line.md": command_line,
@@ -133,6 +173,7 @@ PAGES = {
     "metrics.md": metrics,
     "glossary.md": glossary,
     "tasks.md": tasks,
+    "labs.md": labs,
 }
 
 

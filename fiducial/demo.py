@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from fiducial import models
-from fiducial.config import Run, read_recipe
+from fiducial.config import RECIPES, Run, read_recipe
 from fiducial.core.types import Problem
 from fiducial.data import tasks
 from fiducial.evals.demo_report import write_demo_report
@@ -27,14 +27,13 @@ from fiducial.store import RunFolder
 from fiducial.train import train
 from fiducial.train.run import plain
 
-RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 PROBLEMS, SAMPLES = 300, 8  # of the test split, and completions of each
 SHOWN = 6  # problems whose completions are on the page: the first, not the best
 STORY = (
-    "Six of ten teachers misread the same sentence: when Gus is 8 ahead of Dee they add 8 for Dee instead of taking it "
-    "away. A model that imitates them learns the mistake as the most likely answer: its greedy answer is wrong there, "
-    "while sampling still finds the minority's way. Then nobody shows it anything: it writes answers, a verifier says "
-    "right or wrong, and group-relative policy optimisation makes the right ones likelier."
+    "Seven of ten teachers misread the same sentence: when Gus is 8 ahead of Dee they add 8 for Dee instead of taking "
+    "it away. A model that imitates them learns the mistake as the most likely answer: its greedy answer is wrong "
+    "there, while sampling still finds the minority's way. Then nobody shows it anything: it writes answers, a "
+    "verifier says right or wrong, and group-relative policy optimisation makes the right ones likelier."
 )
 CAVEATS = (
     "The verifier is exact and the problems are made by a program, so nothing here says how the method does where "
@@ -42,7 +41,11 @@ CAVEATS = (
     "The model had to find the right way by itself at least now and then: pass@8 before is high. Reinforcement of "
     "this kind does not find what sampling never shows.",
     "The teachers' shared mistake was put there on purpose, as a clean case of what imitation cannot mend, and worded "
-    "so that one word gives it away. Where the same words serve both kinds of sentence the policy turns more slowly.",
+    "so that one word gives it away. Where the same words serve both kinds of sentence the policy turns more slowly. "
+    "And where the teachers are nearly evenly divided (six of ten), imitation hardly learns to tell ahead from short, "
+    "and on one seed of three reinforcement only traded one mistake for the other.",
+    "The verifier sees the answer alone. A KL term to the imitating model holds the lines before it: with a weaker "
+    "one, on three seeds of eight, many of them came to name the wrong people, at no cost in reward.",
     "Problems one computation longer than those in training stay unsolved: nothing here is about longer reasoning.",
 )
 
