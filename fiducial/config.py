@@ -273,6 +273,10 @@ def _check(run: Run, method: Method) -> None:
             method.rows != "joint" or run.data.too_long != "truncate",
             f"{method.name} reads both completions in one text: data.too_long = 'truncate' would cut the second only",
         ),
+        (
+            "batch_kl" not in method.needs or o.batch >= 2,
+            f"{method.name} takes a mean over mismatched completions: set optim.batch to 2 or more; it is {o.batch}",
+        ),
         (method.per == "row" or run.per != "row", f"{method.name}'s loss is per token: per = 'row' does not fit"),
         (method.per != "row" or run.per == "row", f"{method.name}'s loss is one number a row: per must stay 'row'"),
     ]

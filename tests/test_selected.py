@@ -173,3 +173,21 @@ def test_sampling_under_the_reference_uses_the_references_weights():
     with pytest.raises(ValueError, match="anchors must say how 'ref' moves"):
         replace(method, anchors={})
     assert replace(small("spin"), sampling=Sampling(n=1)).resolved().hparams["iterations"] == 3
+
+
+def test_what_a_method_is_about_must_be_in_the_data(tmp_path):
+    """Plain comparisons have no harm labels and no ties; KTO's mean over mismatched completions needs two examples."""
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("\n".join(json.dumps({"prompt": f"{i} a", "chosen": "b c", "rejected": "d"}) for i in range(12)))
+    table = {**SMALL, "task": "", "data": {"path": str(pairs)}, "steps": 1}
+    for method, message in (
+        ("cost_model", "no row says whether a response does harm"),
+        ("tie_model", "no row is a tie"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            quiet(from_table(Run, {**table, "method": method}), tmp_path / method)
+    one = {**table, "method": "kto", "optim": {"batch": 1}}
+    with pytest.raises(ValueError, match="set optim.batch to 2 or more"):
+        from_table(Run, one).resolved()
+    held = {**table, "method": "kto", "eval": {"n": 1, "k": 1}}  # one row held out, of which no mean can be taken
+    assert any("eval/loss" in row for row in metrics(quiet(from_table(Run, held), tmp_path / "kto")))

@@ -16,9 +16,11 @@ VERBS = {
     "eval": "measure a model on a task, or a reward model on pairs",
     "sample": "completions of a prompt, and how they were decided",
     "score": "run a verifier or a reward over rows",
+    "recipes": "the recipes that ship, or one of them",
     "tasks": "built-in and adapted tasks, or sample problems of one",
     "data": "make rows to train on, or look at those there are",
     "prove": "hold a method, or your own file, to what can be derived",
+    "lab": "repeat experiments whose outcome is known",
     "replay": "recompute a step of a run and compare",
     "doctor": "look at a recipe before it runs, or at a run",
 }

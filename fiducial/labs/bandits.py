@@ -64,7 +64,7 @@ class Bandits:
     ) -> Iterator[Tensor]:
         """The policies [S, A] after each step of the trainer from the reference; `make(step, policy)` gives batches."""
         table = SoftmaxTable(self.ref_logits)
-        optim = Optim(lr=lr, clip=0.0, rows_per_pass=1_000_000)
+        optim = Optim(lr=lr, schedule="cosine", clip=0.0, rows_per_pass=1_000_000)
         run = training(method, table, lambda step: make(step, table.probabilities()), optim, number, **hparams)
         for _ in run:
             yield table.probabilities()

@@ -48,7 +48,7 @@ def run(seed: int, fast: bool) -> Result:
     metrics = {f"D2's rise over D1's, k = {k}": value for k, value in times.items()}
     metrics |= {f"D2's rise after {depth} steps of alignment": rise for depth, rise in rebound.items()}
     note = (
-        f"D2's rate rises by more than D1's: {_told(times, ' times at k = ')}. In the same {REVERSED} steps on D3 it "
+        f"D2's rate rises by D1's times {_told(times, ' at k = ')}. In the same {REVERSED} steps on D3 it "
         f"rises by {_told(rebound, ' after ')} steps of alignment."
     )
     series = {f"k={k}": path for k, path in paths.items()} | {f"depth={d}": path for d, path in depths.items()}

@@ -130,7 +130,7 @@ def run(seed: int, fast: bool) -> Result:
     }
     note = (
         f"{len(world.quality)} prompts with {RESPONSES} responses, {PAIRS} judgements of each prompt's. Length and "
-        "quality are independent, so all of the inflation is the raters' taste; the penalty removes it."
+        "quality are independent, so what optimisation adds to length is the raters' taste."
     )
     return Result(_series(world, found, inflation), figures, criteria, note, _metrics(world, found, inflation))
 

@@ -5,7 +5,7 @@ import types
 from typing import Any
 
 from fiducial.train.loop import TrainingError
-from fiducial.train.run import train
+from fiducial.train.pipeline import train
 
 __all__ = ["TrainingError", "train"]
 

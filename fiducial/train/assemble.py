@@ -32,6 +32,7 @@ from fiducial.train.selected import SelectFeed
 from fiducial.train.start import Start
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+LOOKED_AT = 1_000  # rows in which harm labels or ties must turn up, for methods about them
 TOKENIZER_ROWS = 20_000  # rows that a fresh tokenizer is trained on
 
 
@@ -68,6 +69,7 @@ def assemble(
     model, tokenizer = load_model(run, method, source, tokenizer_folder, runtime)
     data = read(run, method, source, tokenizer, model)
     tell(data.report.render())
+    _says_enough(method, data)
     keep, out = split(run, data, held_source is not None)
     _enough(run, data, keep)
     if held_source is None:
@@ -210,6 +212,23 @@ def split(run: Run, data: Dataset, own_source: bool) -> tuple[list[int] | None, 
     limit = max(int(share * 2**63), min(lots) + 1)  # at least one
     held = [j for j, lot in enumerate(lots) if lot < limit]
     return [j for j, lot in enumerate(lots) if lot >= limit], held
+
+
+def _says_enough(method: Method, data: Dataset) -> None:
+    """Refuse comparisons that lack what the method is about, harm or ties, in all the rows that are looked at."""
+    if not {"chosen_harm", "tied"} & set(method.needs):
+        return
+    pairs = [cast(Pair, data[j].example) for j in range(0, len(data), max(len(data) // LOOKED_AT, 1))]
+    if "chosen_harm" in method.needs and not any(pair.chosen_harm or pair.rejected_harm for pair in pairs):
+        raise RecipeError(
+            f"{data.source.name}: no row says whether a response does harm (chosen_safe, rejected_safe), which "
+            f"{method.name} learns; for plain comparisons use bt_reward_model"
+        )
+    if "tied" in method.needs and not any(pair.tied for pair in pairs):
+        raise RecipeError(
+            f"{data.source.name}: no row is a tie (rating 0, kept by data.ties = 'keep'), which {method.name} learns; "
+            "without ties use bt_reward_model"
+        )
 
 
 def _enough(run: Run, data: Dataset, keep: list[int] | None) -> None:

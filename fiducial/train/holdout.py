@@ -108,8 +108,10 @@ class Held:
         if not mine:
             batch.weight = batch.weight * 0
         if "batch_kl" in a.method.needs:
-            places = runtime.mine(list(range(len(a.held_out_rows)))) or [0]
-            batch.mismatched = mismatched(a.held_out, a.held_out_rows, places)
+            batch.extra["batch_kl"] = torch.zeros(())  # of a single row, which has no other to be mismatched with
+            if len(a.held_out_rows) > 1:
+                places = runtime.mine(list(range(len(a.held_out_rows)))) or [0]
+                batch.mismatched = mismatched(a.held_out, a.held_out_rows, places)
         idle = State(torch.optim.SGD(a.parts.learner.parameters(), lr=0.0))
         prepare(a.run, a.method, a.parts, idle, batch, Meter())
         counts = runtime.add(count(batch))
