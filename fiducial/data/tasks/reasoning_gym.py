@@ -72,7 +72,9 @@ def task(name: str) -> Task:
 def _registry() -> dict[str, tuple[type, type]]:
     if not installed():
         raise ValueError("tasks named rg/... need reasoning-gym: pip install fiducial[tasks]")
-    from reasoning_gym.factory import DATASETS
+    with warnings.catch_warnings():  # of a package that it imports, told once when that is first compiled
+        warnings.simplefilter("ignore", SyntaxWarning)
+        from reasoning_gym.factory import DATASETS
 
     return DATASETS
 
