@@ -12,7 +12,8 @@ from fiducial.core.types import CORRECT, WRONG, Decoding, Problem, Rollout, Scor
 from fiducial.data import tasks
 from fiducial.evals import stats
 from fiducial.evals.evaluate import canonical_answer, compare, evaluate
-from fiducial.evals.judges import TaskReward, judge
+from fiducial.judges import judge
+from fiducial.judges.task import TaskReward
 
 DECODING = Decoding(max_new_tokens=4, temperature=1.0)
 

@@ -11,18 +11,16 @@ from hypothesis import strategies as st
 from fiducial.core.types import Rollout
 from fiducial.data import parse
 from fiducial.data.feedback import (
-    AIJudge,
-    AIScore,
     Comparison,
     Judgement,
     ai_feedback,
     both_orders,
     position_bias,
-    read_verdict,
 )
 from fiducial.data.feedback.ai_feedback import read_comparison
 from fiducial.data.feedback.labelling import judge_metrics
 from fiducial.data.feedback.writer import read_template
+from fiducial.judges import AIJudge, AIScore, read_verdict
 
 
 def rollout(prompt, text):

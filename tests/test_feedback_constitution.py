@@ -11,7 +11,6 @@ from fiducial.core.types import Decoding, Rollout, Score
 from fiducial.data import parse
 from fiducial.data.feedback import (
     PRINCIPLES,
-    AIJudge,
     Made,
     Principle,
     draw_principle,
@@ -20,6 +19,7 @@ from fiducial.data.feedback import (
     read_principles,
     revised_demos,
 )
+from fiducial.judges import AIJudge
 
 KIND = (Principle("kind", "The response should be kind."),)
 

@@ -10,15 +10,10 @@ from hypothesis import strategies as st
 
 from fiducial.core.types import Problem, Rollout, Score
 from fiducial.data.feedback import Comparison, Judgement
-from fiducial.evals.judging import (
-    ScoreJudge,
-    UserJudge,
-    bootstrap_interval,
-    head_to_head,
-    pair_judge,
-    win_rate,
-)
 from fiducial.evals.stats import wilson
+from fiducial.evals.win_rate import bootstrap_interval, head_to_head, win_rate
+from fiducial.judges import pair_judge
+from fiducial.judges.of_rewards import ScoreJudge, UserJudge
 
 
 class Lengths:

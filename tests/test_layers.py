@@ -8,7 +8,7 @@ LEVEL = {
     "core": 0, "store": 0,
     "methods": 1, "exact": 1, "models": 1, "rewards": 1, "data": 1,
     "sampling": 2, "config": 2,
-    "evals": 3,
+    "evals": 3, "judges": 3,
     "train": 4,
     "prove": 5, "doctor": 5, "demo": 5,
     "labs": 6,

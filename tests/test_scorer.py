@@ -13,7 +13,7 @@ from test_hf import TOKENIZER, V
 
 from fiducial.core.tokens import collate
 from fiducial.core.types import Pair, Score
-from fiducial.evals.judges import judge
+from fiducial.judges import judge
 from fiducial.models import DecoderConfig, RewardModel, encode, encode_joint, new, save_reward_model
 from fiducial.models.heads import Reads
 from fiducial.sampling.scorer import ModelReward, PairScorer, load_scorer, normalise_reward

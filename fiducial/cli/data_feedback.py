@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from fiducial.cli import prompts, show
 
 if TYPE_CHECKING:
-    from fiducial.data.feedback import AIJudge, Made
+    from fiducial.data.feedback.writer import Made
+    from fiducial.judges import AIJudge
 
 JUDGE = "a language or reward model's folder, a verifier, a task's id, or file.py:function"
 
@@ -41,7 +42,7 @@ def constitutional_ai(argv: list[str]) -> int:
     args, flags = _constitution_parser().parse_known_args(argv)
     _check(args)
     from fiducial.data import feedback, open_rows
-    from fiducial.evals.judges import judge as reward_named
+    from fiducial.judges import judge as reward_named
     from fiducial.sampling.policy import Policy
 
     if args.helpful_share is not None and not args.helpful:
@@ -191,15 +192,14 @@ def _check(args: Any) -> None:
 
 def _judge(name: str, args: Any) -> Any:
     """The judge that a name stands for, with the settings of `_add_judge` where it is a language model."""
-    from fiducial.data.feedback import AIJudge
-    from fiducial.evals.judging import pair_judge
+    from fiducial.judges import AIJudge, pair_judge
 
     judge = pair_judge(show.model_folder(name), mode=args.mode, reasoning=args.reasoning, chat=args.chat)
     return _set(judge, args) if isinstance(judge, AIJudge) else judge
 
 
 def _ai_judge(folder: str, args: Any) -> AIJudge:
-    from fiducial.data.feedback import AIJudge
+    from fiducial.judges import AIJudge
 
     judge = _judge(folder, args)
     if not isinstance(judge, AIJudge):
@@ -212,7 +212,7 @@ def _set(judge: AIJudge, args: Any) -> AIJudge:
 
     from fiducial.core.types import Decoding
     from fiducial.data.feedback import read_template
-    from fiducial.data.feedback.ai_feedback import PLACES
+    from fiducial.judges.ai_judge import PLACES
 
     return replace(
         judge,

@@ -126,8 +126,8 @@ def pairs(argv: list[str]) -> int:
     if not (prompts.is_task(args.task) or args.reward):
         raise ValueError(f"problems from {args.task} need something that verifies them: --reward math, or yours")
     from fiducial import models
-    from fiducial.evals.judges import judge
     from fiducial.evals.verified_pairs import verified_pairs
+    from fiducial.judges import judge
     from fiducial.sampling.local import LocalSampler
 
     problems, counted = prompts.problems(args.task, args.n, args.seed, args.split, flags, args.chat)

@@ -59,7 +59,7 @@ def problems_of(
 ) -> tuple[list[Problem], Any, str]:
     """Problems to evaluate on, what judges them, and what they are called."""
     from fiducial.data import open_rows, parse, tasks
-    from fiducial.evals.judges import judge
+    from fiducial.judges import judge
 
     over = show.overrides(flags)
     if not Path(task).suffix or task in tasks.TASKS:

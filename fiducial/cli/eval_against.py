@@ -24,7 +24,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def eval_against(args: Any, flags: list[str]) -> dict[str, Any]:
     """What `fiducial eval --against` prints: the win rate of the first model with both intervals, and its parts."""
     from fiducial.cli import prompts
-    from fiducial.evals.judging import head_to_head, pair_judge
+    from fiducial.evals.win_rate import head_to_head
+    from fiducial.judges import pair_judge
     from fiducial.sampling.policy import Policy
 
     if not args.judge and not prompts.is_task(args.task):

@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
         parser.error("name a verifier and a file (or --list)")
     if args.timeout is not None and args.timeout <= 0:
         raise ValueError(f"--timeout must be positive; it is {args.timeout}")
-    from fiducial.evals.judges import judge
+    from fiducial.judges import judge
 
     verifier = show.model_folder(args.verifier) if Path(args.verifier).is_dir() else args.verifier
     reward = judge(verifier, args.timeout)

@@ -22,9 +22,10 @@ from fiducial.core.seeds import mix
 from fiducial.data.feedback.comparing import Comparison
 from fiducial.data.preferences.length_bias import pearson
 from fiducial.evals.diagnostics import squared_distance, weights_distance
-from fiducial.evals.judging import ScoreJudge, WinRate, win_rate
 from fiducial.evals.pairs import ranking
 from fiducial.evals.stats import wilson
+from fiducial.evals.win_rate import WinRate, win_rate
+from fiducial.judges.of_rewards import ScoreJudge
 from fiducial.labs.base import BLUE, GREY, ORANGE, SKY, Criterion, Lab, Plot, Result, above
 from fiducial.labs.language import TOPICS, Gold, Judged, Language, preference_training
 

@@ -20,7 +20,7 @@ from fiducial.core.method import Method
 from fiducial.core.seeds import mix
 from fiducial.core.types import Demo, Encoded, Label, Pair, Problem, Reward, Sampler
 from fiducial.data import BadRow, Dataset, Example, ListRows, RowSource, open_rows, tasks
-from fiducial.evals.judges import judge
+from fiducial.judges import judge
 from fiducial.models.chat import encode, encode_prompt
 from fiducial.sampling.local import LocalSampler
 from fiducial.train.anchors import Anchor

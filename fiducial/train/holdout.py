@@ -17,8 +17,8 @@ from fiducial.data import tasks
 from fiducial.evals import audit
 from fiducial.evals.diagnostics import completion_kl, flips, right
 from fiducial.evals.evaluate import evaluate
-from fiducial.evals.judges import judge
 from fiducial.evals.stats import Interval, effective_size, wilson
+from fiducial.judges import judge
 from fiducial.models.chat import encode_prompt
 from fiducial.train.assemble import Assembly
 from fiducial.train.feeds import collate_examples, mismatched, trainable

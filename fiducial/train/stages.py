@@ -18,7 +18,7 @@ from fiducial.core.seeds import mix
 from fiducial.core.types import FAILED, VERDICTS, Problem
 from fiducial.data import BadRow, Preference, open_rows, parse, tasks
 from fiducial.evals.evaluate import evaluate
-from fiducial.evals.judges import judge
+from fiducial.judges import judge
 from fiducial.rewards.verdicts import told
 from fiducial.sampling.local import LocalSampler
 from fiducial.store import RunFolder

@@ -3,8 +3,7 @@
 A model is handed in as a `Writer` (what `fiducial.load` gives) or, where completions go on from tokens, as a `Sampler`.
 """
 
-from fiducial.data.feedback.ai_feedback import AIJudge, ai_feedback, read_verdict
-from fiducial.data.feedback.ai_score import AIScore
+from fiducial.data.feedback.ai_feedback import ai_feedback
 from fiducial.data.feedback.comparing import Comparison, Judgement, PairJudge, both_orders, position_bias
 from fiducial.data.feedback.constitutional_ai import mix, principled_pairs, revised_demos
 from fiducial.data.feedback.principles import PRINCIPLES, Principle, draw_principle, read_principles
@@ -13,8 +12,6 @@ from fiducial.data.feedback.writer import Made, Writer, read_template
 
 __all__ = [
     "PRINCIPLES",
-    "AIJudge",
-    "AIScore",
     "Comparison",
     "Judgement",
     "Made",
@@ -32,7 +29,6 @@ __all__ = [
     "principled_pairs",
     "read_principles",
     "read_template",
-    "read_verdict",
     "revised_demos",
     "tree_preferences",
 ]

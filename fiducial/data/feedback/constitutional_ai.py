@@ -14,13 +14,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from fiducial.core.seeds import mix as seed_of
 from fiducial.core.types import Decoding, Prompt, Reward, Rollout
 from fiducial.data import BadRow, parse
-from fiducial.data.feedback.ai_feedback import AIJudge
-from fiducial.data.feedback.comparing import Comparison, Judgement
+from fiducial.data.feedback.comparing import Comparison, Judgement, PairJudge
 from fiducial.data.feedback.labelling import judge_all, judge_metrics, judge_notes, label, refuse_unreadable
 from fiducial.data.feedback.principles import PRINCIPLES, Principle, draw_principle
 from fiducial.data.feedback.writer import (
@@ -65,6 +64,13 @@ REVISION = """\
 Rewrite the response so that it keeps to the principle. Write nothing but the new response.
 New response:"""
 CRITERION = "which one keeps better to this principle: {principle}"
+
+
+class PrincipleJudge(PairJudge, Protocol):
+    """A judge that reads a comparison's field `criterion`; `reasoning`: it gives reasons before its verdict."""
+
+    @property
+    def reasoning(self) -> bool: ...
 
 
 @dataclass
@@ -204,7 +210,7 @@ def _scored(made: Made, drafts: Sequence[_Draft], scorer: Reward) -> Made:
 
 def principled_pairs(
     writer: Writer,
-    judge: AIJudge,
+    judge: PrincipleJudge,
     prompts: Sequence[Prompt],
     *,
     principles: tuple[Principle, ...] = PRINCIPLES,

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from fiducial.core.types import Score
-from fiducial.data.feedback.ai_feedback import option_logprob, option_room
 from fiducial.data.feedback.labelling import TOO_LONG
 from fiducial.data.feedback.writer import Fits, Writer, always_fits, asked, fill, transcript
+from fiducial.judges.ai_judge import option_logprob, option_room
 
 SCALE = range(1, 11)
 TEMPLATE = """\

@@ -1,0 +1,73 @@
+"""What a name in a recipe or a command stands for, when something has to judge completions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from fiducial import rewards
+from fiducial.core.types import Reward
+from fiducial.data import tasks
+from fiducial.data.feedback.comparing import PairJudge
+from fiducial.judges.ai_judge import AIJudge
+from fiducial.judges.ai_score import AIScore
+from fiducial.judges.of_rewards import ModelJudge, ScoreJudge, UserJudge
+from fiducial.judges.task import TaskReward
+from fiducial.models.folder import is_reward_model, read_config
+from fiducial.rewards import UserReward
+from fiducial.sampling.policy import Policy
+from fiducial.sampling.scorer import PairScorer, load_scorer
+
+
+def ai_score(folder: str) -> AIScore:
+    """The language model in a folder as a reward; one with a chat template is asked as a user asks it."""
+    policy = Policy.load(folder)
+    return AIScore(policy, chat=bool(policy.tokenizer.chat_template), fits=policy.fits, name=Path(folder).name)
+
+
+def judge(name: str | Mapping[str, float], timeout: float | None = None) -> Reward:
+    """A verifier, a task's own by its id, `file.py:function`, the folder of a reward or preference model, `ai:FOLDER`
+    (the rating of a language model), or {name: weight} of these.
+
+    `timeout` is in seconds per row; None means 10 for a verifier and 30 for a user's function. ValueError if there is
+    no such thing.
+    """
+    if not isinstance(name, str):
+        if not name:
+            raise ValueError("reward: name at least one verifier and its weight")
+        return rewards.Weighted({part: (judge(part, timeout), weight) for part, weight in name.items()})
+    if name in tasks.TASKS or name.startswith("rg/"):
+        return TaskReward(tasks.get(name), 10.0 if timeout is None else timeout)
+    if name.startswith("ai:"):
+        return ai_score(name.removeprefix("ai:"))
+    if name not in rewards.VERIFIERS and Path(name).is_dir():
+        return load_scorer(name)
+    if ":" not in name and name not in rewards.VERIFIERS:
+        known = ", ".join([*rewards.VERIFIERS, *tasks.TASKS])
+        raise ValueError(f"there is no verifier {name!r}: {known}, a reward model's folder, or path/file.py:function")
+    return rewards.build(name, timeout)
+
+
+def pair_judge(
+    name: str,
+    *,
+    timeout: float | None = None,
+    mode: Literal["logprobs", "text"] = "logprobs",
+    reasoning: bool = False,
+    chat: bool = False,
+    seed: int = 0,
+) -> PairJudge:
+    """What a name stands for when two completions are compared: the folder of a reward model or of a language model
+    (the AI judge; `mode`, `reasoning` and `chat` are its), `file.py:function` of two completions or of one, a verifier
+    or a task's id. ValueError if there is no such thing."""
+    if Path(name).is_dir():
+        if is_reward_model(read_config(Path(name))):
+            scorer = load_scorer(name)
+            return ModelJudge(scorer) if isinstance(scorer, PairScorer) else ScoreJudge(scorer, "sigmoid")
+        policy = Policy.load(name)
+        return AIJudge(policy, mode, reasoning, chat=chat, seed=seed, fits=policy.fits, name=Path(name).name)
+    reward = judge(name, timeout)
+    if isinstance(reward, UserReward) and {"a", "b"} <= {reward.completion_name, *reward.fields}:
+        return UserJudge(reward)
+    return ScoreJudge(reward, "sign")
