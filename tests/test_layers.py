@@ -17,7 +17,7 @@ LEVEL = {
 LIGHT = {"core": {"torch"}, "store": set(), "methods": {"torch"}, "exact": {"torch"}}  # what these import at the top
 HEAVY = {
     "transformers", "peft", "datasets", "pyarrow", "matplotlib", "math_verify", "reasoning_gym", "rich", "tensorboard",
-    "tokenizers", "safetensors", "vllm", "ray",
+    "tokenizers", "safetensors", "vllm", "ray", "langdetect",
 }  # fmt: skip
 
 

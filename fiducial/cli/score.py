@@ -35,7 +35,11 @@ def main(argv: list[str]) -> int:
         "wrong, the verdict in the JSON is only whether it is 1 or more, and the summary shows how values spread.",
         "fiducial score math answers.jsonl --out scores.jsonl",
     )
-    parser.add_argument("verifier", nargs="?", help="an id (--list), a task, file.py:function, a reward model's folder")
+    parser.add_argument(
+        "verifier",
+        nargs="?",
+        help="an id (--list; options: 'constraints(loose=True)'), a task, file.py:function, a reward model's folder",
+    )
     parser.add_argument("file", nargs="?", help="rows: JSONL, JSON, CSV, parquet")
     parser.add_argument("--out", help="write one JSON line per row here")
     parser.add_argument("--timeout", type=float, help="seconds per row (default 10; a function of yours 30)")
@@ -57,6 +61,9 @@ def main(argv: list[str]) -> int:
         {
             **{"index": i, "verdict": s.verdict, "value": s.value, "why": s.why},
             **{"seconds": round(s.seconds, 6), "graded": s.graded},
+            "parts": {
+                name: {"verdict": part.verdict, "value": part.value, "why": part.why} for name, part in s.parts.items()
+            },
         }
         for i, s in enumerate(scores)
     ]

@@ -27,8 +27,8 @@ def ai_score(folder: str) -> AIScore:
 
 
 def judge(name: str | Mapping[str, float], timeout: float | None = None) -> Reward:
-    """A verifier, a task's own by its id, `file.py:function`, the folder of a reward or preference model, `ai:FOLDER`
-    (the rating of a language model), or {name: weight} of these.
+    """A verifier (with options: `numeric(rel_tol=0.01)`), a task's own by its id, `file.py:function`, the folder of a
+    reward or preference model, `ai:FOLDER` (the rating of a language model), or {name: weight} of these.
 
     `timeout` is in seconds per row; None means 10 for a verifier and 30 for a user's function. ValueError if there is
     no such thing.
@@ -41,9 +41,10 @@ def judge(name: str | Mapping[str, float], timeout: float | None = None) -> Rewa
         return TaskReward(tasks.get(name), 10.0 if timeout is None else timeout)
     if name.startswith("ai:"):
         return ai_score(name.removeprefix("ai:"))
-    if name not in rewards.VERIFIERS and Path(name).is_dir():
+    verifier, _ = rewards.named(name)
+    if verifier not in rewards.VERIFIERS and Path(name).is_dir():
         return load_scorer(name)
-    if ":" not in name and name not in rewards.VERIFIERS:
+    if ":" not in name and verifier not in rewards.VERIFIERS:
         known = ", ".join([*rewards.VERIFIERS, *tasks.TASKS])
         raise ValueError(f"there is no verifier {name!r}: {known}, a reward model's folder, or path/file.py:function")
     return rewards.build(name, timeout)

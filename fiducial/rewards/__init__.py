@@ -5,11 +5,15 @@ A verifier says `correct`, `wrong`, `unparseable`, `timeout`, `crashed` or `skip
 
 from __future__ import annotations
 
+import ast
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from fiducial.core.types import Reward
 from fiducial.rewards.combine import Weighted
+from fiducial.rewards.constraints import Constraints
 from fiducial.rewards.exact import Exact
 from fiducial.rewards.format import Format
 from fiducial.rewards.math import Math
@@ -18,44 +22,73 @@ from fiducial.rewards.regex import Regex
 from fiducial.rewards.user import UserReward
 from fiducial.rewards.worker import RewardError
 
-__all__ = ["VERIFIERS", "RewardError", "UserReward", "VerifierEntry", "Weighted", "build"]
+__all__ = ["VERIFIERS", "RewardError", "UserReward", "VerifierEntry", "Weighted", "build", "named"]
 
 
 @dataclass(frozen=True)
 class VerifierEntry:
-    """A built-in verifier: what it checks, in a line, and how to make one given seconds per row."""
+    """A built-in verifier: what it checks, in a line, and how to make one.
+
+    Keyword parameters of `make` are the verifier's options; one called `timeout` is its limit in seconds per row.
+    """
 
     summary: str
-    make: Callable[[float], Reward]
+    make: Callable[..., Reward]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Name and default of each option."""
+        parameters = inspect.signature(self.make).parameters.values()
+        return {p.name: p.default for p in parameters if p.name not in ("timeout", "workers")}
 
 
 VERIFIERS: dict[str, VerifierEntry] = {
-    "exact": VerifierEntry("the answer equals the row's `answer` as normalised text", lambda timeout: Exact()),
-    "numeric": VerifierEntry("the answer is the same number as the row's `answer`", lambda timeout: Numeric()),
-    "regex": VerifierEntry(
-        "the row's `pattern` (or `answer`) matches the completion", lambda timeout: Regex(timeout=timeout)
-    ),
-    "math": VerifierEntry(
-        "the answer is mathematically equal to the row's `answer`", lambda timeout: Math(timeout=timeout)
-    ),
-    "format": VerifierEntry("one <think> block, then one <answer> block", lambda timeout: Format()),
+    "exact": VerifierEntry("the answer equals the row's `answer` as normalised text", Exact),
+    "numeric": VerifierEntry("the answer is the same number as the row's `answer`", Numeric),
+    "regex": VerifierEntry("the row's `pattern` (or `answer`) matches the completion", Regex),
+    "math": VerifierEntry("the answer is mathematically equal to the row's `answer`", Math),
+    "format": VerifierEntry("one <think> block, then one <answer> block", Format),
+    "constraints": VerifierEntry("the row's instructions (IFEval's 25 kinds) are all followed", Constraints),
 }
 
 
+def named(spec: str) -> tuple[str, dict[str, Any]]:
+    """The name and the options that a text like `constraints(loose=True)` gives.
+
+    >>> named("numeric(rel_tol=0.01)"), named("exact")
+    (('numeric', {'rel_tol': 0.01}), ('exact', {}))
+    """
+    name, opened, _ = spec.partition("(")
+    if not opened or not name.isidentifier():
+        return spec, {}
+    try:
+        call = ast.parse(spec, mode="eval").body
+        assert isinstance(call, ast.Call) and not call.args
+        return name, {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+    except (SyntaxError, ValueError, AssertionError) as error:
+        raise ValueError(f"{spec!r} is not a verifier with options, such as numeric(rel_tol=0.01)") from error
+
+
 def build(spec: str | Mapping[str, float], timeout: float | None = None) -> Reward:
-    """The reward that a recipe or a command names: a verifier's id, `file.py:function`, or {name: weight}.
+    """The reward that a recipe or a command names: a verifier's id, with its options in parentheses where others than
+    the defaults are wanted (`constraints(loose=True)`), `file.py:function`, or {name: weight}.
 
     `timeout` is in seconds per row; None means 10 for a verifier and 30 for a user's function.
     """
-    if isinstance(spec, str):
-        if ":" in spec:
-            return UserReward(spec, timeout=30.0 if timeout is None else timeout)
-        if spec not in VERIFIERS:
-            known = ", ".join(VERIFIERS)
-            raise ValueError(
-                f"there is no verifier {spec!r}; there are: {known}, and your own as path/file.py:function"
-            )
-        return VERIFIERS[spec].make(10.0 if timeout is None else timeout)
-    if not spec:
-        raise ValueError("reward: name at least one verifier and its weight")
-    return Weighted({name: (build(name, timeout), weight) for name, weight in spec.items()})
+    if not isinstance(spec, str):
+        if not spec:
+            raise ValueError("reward: name at least one verifier and its weight")
+        return Weighted({name: (build(name, timeout), weight) for name, weight in spec.items()})
+    name, options = named(spec)
+    if name in VERIFIERS:
+        entry = VERIFIERS[name]
+        for option in options:
+            if option not in entry.options:
+                raise ValueError(f"{name} has no option {option!r}; it has {', '.join(entry.options) or 'none'}")
+        if "timeout" in inspect.signature(entry.make).parameters:
+            options["timeout"] = 10.0 if timeout is None else timeout
+        return entry.make(**options)
+    if ":" in spec:
+        return UserReward(spec, timeout=30.0 if timeout is None else timeout)
+    known = ", ".join(VERIFIERS)
+    raise ValueError(f"there is no verifier {spec!r}; there are: {known}, and your own as path/file.py:function")
