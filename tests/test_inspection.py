@@ -178,8 +178,9 @@ def test_inspecting_by_the_command(capsys, tmp_path):
 def test_raters_by_the_command(capsys, tmp_path):
     out = tmp_path / "cycle.jsonl"
     code, found, _ = run(
-        capsys, "data", "raters", "condorcet", "--n", 40, "--raters-per-pair", 3, "--out", out, "--json"
-    )
+        capsys, "data", "raters", "condorcet", "--n", 40, "--with-replacement", "--raters-per-pair", 3,
+        "--out", out, "--json",
+    )  # fmt: skip
     assert code == 0 and found["rows"] == 120 == len(open_rows(out))
     assert found["metrics"]["kappa"] == pytest.approx(-1 / 3)  # two of three agree on every pair
     assert {name: n for name, n in found["metrics"].items() if "/" in name} == {
@@ -189,9 +190,10 @@ def test_raters_by_the_command(capsys, tmp_path):
     pairs = [{"prompt": f"p{i}", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(30)]
     file = write(tmp_path / "pairs.jsonl", [*pairs, {"prompt": "p", "chosen": "x", "rejected": "x"}])
     out = tmp_path / "judged.jsonl"
-    argv = ("data", "raters", file, "--raters", 4, "--poison", 0.25, "--n", 200, "--out", out)
+    argv = ("data", "raters", file, "--raters", 4, "--poison", 0.25, "--out", out)
     code, found, _ = run(capsys, *argv, "--json")
     assert code == 0 and found["counted"] == {"equal sides": 1}
+    assert [row["prompt"] for row in open_rows(out)] == [f"p{i}" for i in range(30)]  # every pair, once
     made = [parse(row, "pairs")[0] for row in open_rows(out)]
     rows = list(open_rows(out))
     for pair, row in zip(made, rows, strict=True):
@@ -202,6 +204,10 @@ def test_raters_by_the_command(capsys, tmp_path):
     assert again.read_bytes() == out.read_bytes()
     code, _, err = run(capsys, "data", "raters", file, "--raters", 0, "--out", out)
     assert code == 2 and "at least one rater" in err
+    code, _, err = run(capsys, "data", "raters", file, "--n", 31, "--out", out)
+    assert code == 2 and "n = 31 is more than the 30 pairs" in err
+    code, _, err = run(capsys, "data", "raters", file, "--with-replacement", "--out", out)
+    assert code == 2 and "--with-replacement needs --n" in err
 
 
 # -- pairs that a verifier makes ---------------------------------------------------------------------------------------

@@ -128,6 +128,26 @@ def test_judgements_follow_the_population():
     assert simulate(raters, ["x"], [["0", "1", "2"]], 50, seed=1) != records[:50]
 
 
+def test_without_replacement_each_pair_is_judged_once():
+    """Two prompts with three responses each have 2 x 3 pairs, and asking for one more is refused."""
+    raters = [Rater("r", torch.tensor([[0.0, 0.1, 0.2], [0.2, 0.1, 0.0]]))]
+    world = (raters, ["x", "y"], [["0", "1", "2"], ["3", "4", "5"]])
+    every = simulate(*world, None, seed=0)
+    keys = [frozenset((r.prompt, r.response_a, r.response_b)) for r in every]
+    assert keys == [
+        frozenset((x, a, b)) for x, texts in (("x", "012"), ("y", "345")) for a, b in combinations(texts, 2)
+    ]
+    some = simulate(*world, 4, seed=0, replacement=False)
+    said = {key: (r.response_a, r.rating) for key, r in zip(keys, every, strict=True)}
+    assert len({r.pair_key for r in some}) == 4
+    assert all(said[frozenset((r.prompt, r.response_a, r.response_b))] == (r.response_a, r.rating) for r in some)
+    chosen = Counter(r.pair_key for seed in range(300) for r in simulate(*world, 1, seed=seed, replacement=False))
+    assert len(chosen) == 6 and max(chosen.values()) < 50 + 4 * 6.5  # sqrt(300 x 1/6 x 5/6) = 6.5
+    with pytest.raises(ValueError, match="n = 7 is more than the 6 pairs there are"):
+        simulate(*world, 7, seed=0, replacement=False)
+    assert len(simulate(*world, 7, seed=0)) == 7
+
+
 def test_degrees_positions_and_traits():
     """Rewards 0, 0.2, 3: |2 P - 1| = tanh(gap / 2) is 0.0997 for 0.2, 0.886 for 2.8, 0.905 for 3."""
     rater = Rater("r", torch.tensor([0.0, 0.2, 3.0]), tie_below=0.1, slight_below=0.9, traits={"country": "x"})

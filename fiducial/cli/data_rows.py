@@ -158,7 +158,10 @@ def raters(argv: list[str]) -> int:
         "fiducial data raters pairs.jsonl --raters 5 --noise 0.2 --raters-per-pair 3 --out judged.jsonl",
     )
     parser.add_argument("population", help="condorcet, population.json, or rows of pairs")
-    parser.add_argument("--n", type=int, default=1000, help="pairs shown (default 1000)")
+    parser.add_argument("--n", type=int, help="pairs shown, each once (default: all there are)")
+    parser.add_argument(
+        "--with-replacement", action="store_true", help="draw --n pairs of which any may come again (condorcet has 3)"
+    )
     parser.add_argument("--raters-per-pair", type=int, default=1, help="different raters for each (default 1)")
     parser.add_argument("--poison", type=float, default=0.0, help="share of raters who say the opposite")
     parser.add_argument("--seed", type=int, default=0)
@@ -177,9 +180,11 @@ def raters(argv: list[str]) -> int:
     from fiducial.data.preferences.agreement import Votes
     from fiducial.data.preferences.raters import poison, simulate
 
+    if args.with_replacement and args.n is None:
+        raise ValueError("--with-replacement needs --n: how many pairs to draw")
     (who, asked, responses), counted = _population(args, flags)
     who = poison(who, args.poison, args.seed) if args.poison else who
-    records = simulate(who, asked, responses, args.n, args.seed, args.raters_per_pair)
+    records = simulate(who, asked, responses, args.n, args.seed, args.raters_per_pair, args.with_replacement)
     votes = Votes(records)
     metrics: dict[str, float] = {"raters": len(who), "pairs": len(votes.pairs), "disputed": votes.disputed()}
     if (kappa := votes.kappa()) is not None:

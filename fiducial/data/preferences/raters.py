@@ -7,8 +7,9 @@ consistent, can average to a cycle that no reward explains.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from random import Random
 from typing import Any
 
@@ -155,38 +156,67 @@ def simulate(
     raters: Sequence[Rater],
     prompts: Sequence[Prompt],
     responses: Sequence[Sequence[str]],
-    n: int,
+    n: int | None,
     seed: int,
     raters_per_pair: int = 1,
+    replacement: bool = True,
 ) -> list[Preference]:
     """`n` pairs of responses [S][N], each judged by `raters_per_pair` different raters: n x raters_per_pair records.
 
-    A prompt, two of its responses and their order are drawn evenly, raters by weight; a shorter call gives the
-    beginning of a longer one. Lengths are in words. A rater's traits become columns of the record.
+    With `replacement` a prompt and two of its responses are drawn evenly for each, so that a pair may come again, and a
+    shorter call gives the beginning of a longer one. Without it n pairs are drawn, each at most once (None: all), in
+    the order of the prompts, and what is said of a pair does not depend on n. Which response is shown first is drawn
+    too, and raters by weight. Lengths are in words. A rater's traits become columns of the record.
     """
     states, options = _same_shape(raters)
     if len(prompts) != states or len(responses) != states or any(len(r) != options for r in responses):
         raise ValueError(f"the raters know {states} prompts with {options} responses each: give just these")
     if not 1 <= raters_per_pair <= len(raters):
         raise ValueError(f"raters_per_pair must be from 1 to the {len(raters)} raters; it is {raters_per_pair}")
-    if options < 2 or n < 1:
+    if options < 2 or (n is not None and n < 1):
         raise ValueError(f"there is nothing to compare: {options} responses, n = {n}")
     lengths = torch.tensor([[len(text.split()) for text in texts] for texts in responses], dtype=torch.float64)
     tables = {rater.id: rater.preferences(lengths) for rater in raters}
     if len(tables) < len(raters):
         raise ValueError("two raters have the same id: ids tell their judgements apart")
+    shown = _with_replacement if replacement and n is not None else _without_replacement
     found = []
+    for s, a, b, draw in shown(states, options, n, seed):
+        for rater in _different(raters, raters_per_pair, draw):
+            rating = rater.answer(float(tables[rater.id][s, a, b]), draw)
+            pair = (prompts[s], responses[s][a], responses[s][b])
+            found.append(
+                Preference(*pair, rating, rater_id=rater.id, source="simulated", index=len(found), fields=rater.traits)
+            )
+    return found
+
+
+Shown = Iterator[tuple[int, int, int, Random]]
+"""Prompt, the response shown as A, that shown as B, and what the rest about this pair is drawn from."""
+
+
+def _with_replacement(states: int, options: int, n: int | None, seed: int) -> Shown:
+    assert n is not None
     for place in range(n):
         draw = Random(mix(seed, "judgement", place))
         s = draw.randrange(states)
         a, b = draw.sample(range(options), 2)
-        for rater in _different(raters, raters_per_pair, draw):
-            rating = rater.answer(float(tables[rater.id][s, a, b]), draw)
-            shown = (prompts[s], responses[s][a], responses[s][b])
-            found.append(
-                Preference(*shown, rating, rater_id=rater.id, source="simulated", index=len(found), fields=rater.traits)
-            )
-    return found
+        yield s, a, b, draw
+
+
+def _without_replacement(states: int, options: int, n: int | None, seed: int) -> Shown:
+    pairs = [(s, *sides) for s in range(states) for sides in combinations(range(options), 2)]
+    if n is not None and n > len(pairs):
+        raise ValueError(
+            f"n = {n} is more than the {len(pairs)} pairs there are: ask for fewer, show each to more raters "
+            "(raters_per_pair), or draw with replacement"
+        )
+    lots = sorted(range(len(pairs)), key=lambda k: mix(seed, "pair", k))
+    for k in sorted(lots[:n]):
+        draw = Random(mix(seed, "judgement", k))
+        s, *sides = pairs[k]
+        a, b = draw.sample(sides, 2)
+        yield s, a, b, draw
 
 
 def _different(raters: Sequence[Rater], number: int, draw: Random) -> list[Rater]:
