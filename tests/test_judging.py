@@ -183,10 +183,24 @@ def test_the_bootstrap_of_a_coin_is_its_normal_interval():
     found = bootstrap_interval([0.0, 1.0] * 50)
     assert (found.low, found.high) == pytest.approx((0.402, 0.598), abs=0.015)
     assert bootstrap_interval([0.0, 1.0] * 50) == found
-    same = bootstrap_interval([0.25] * 9)
-    assert same.low == same.value == same.high == 0.25
-    with pytest.raises(ValueError, match="at least one value"):
+    with pytest.raises(ValueError, match="at least one problem"):
         bootstrap_interval([])
+
+
+def test_the_bootstrap_of_too_few_prompts_is_wilsons_interval():
+    """Wilson's ends with z^2 = 3.8415. All of 3 won: n / (n + z^2) = 3 / 6.8415 = 0.4385 to 1. Three ties: 1/2 +-
+    z / (2 sqrt(n + z^2)) = 1.96 / 5.2312 = 0.3747. 100 wins: 100 / 103.8415 = 0.9630. Resampling gives
+    none of these any width."""
+    for values, low, high in (
+        ([1.0] * 3, 0.4385, 1.0),
+        ([0.5] * 3, 0.1253, 0.8747),
+        ([0.0] * 3, 0.0, 0.5615),
+        ([1.0] * 100, 0.9630, 1.0),
+        ([1.0], 0.2065, 1.0),
+    ):
+        found = bootstrap_interval(values)
+        assert (found.low, found.high) == pytest.approx((low, high), abs=1e-4)
+    assert bootstrap_interval([0.0, 1.0, 1.0] * 3) == wilson(6, 9)
 
 
 class Writes:

@@ -168,6 +168,19 @@ def test_mean_interval_by_hand():
         stats.mean_interval([])
 
 
+def test_equal_values_are_no_certainty_where_their_bounds_are_known():
+    """If a share q of problems differs, n equal ones are seen with chance (1 - q)^n, which is 5 % at q = 1 - 0.05^(1/n):
+    0.6316 for n = 3, 0.0295 for 100. Those q may lie anywhere between the bounds."""
+    cube = 1 - 0.05 ** (1 / 3)
+    found = stats.mean_interval([0.25] * 3, bounds=(0, 1))
+    assert (found.low, found.high) == pytest.approx((0.25 - cube * 0.25, 0.25 + cube * 0.75))
+    assert stats.mean_interval([1.0] * 100, bounds=(0, 1)).low == pytest.approx(1 - 0.02951, abs=1e-5)
+    assert stats.mean_interval([0.0], bounds=(0, 1)).high == pytest.approx(0.95)
+    assert stats.mean_interval([2, 4], bounds=(0, 9)) == stats.mean_interval([2, 4])
+    same = stats.paired_difference([0.0, 1.0, 0.5], [0.0, 1.0, 0.5])
+    assert (same.low, same.value, same.high) == pytest.approx((-cube, 0, cube))
+
+
 def test_a_paired_difference_sees_a_small_gain_that_separate_intervals_hide():
     before = [0.1, 0.3, 0.5, 0.7, 0.9] * 8
     after = [value + gain for value, gain in zip(before, [0.04, 0.06] * 20, strict=True)]

@@ -14,7 +14,7 @@ from fiducial.core.types import FAILED, Decoding, Problem, Prompt, Request, Rewa
 from fiducial.data import Item
 from fiducial.data.dataset import prompt_length
 from fiducial.evals.evaluate import Earns, diversity, judge, lengths
-from fiducial.evals.stats import Interval, mean_interval
+from fiducial.evals.stats import Interval, are_shares, mean_interval
 
 PROMPTS = 16  # at most
 
@@ -90,4 +90,5 @@ def gold(
     found = {"gold/unjudged": failed}
     if not means:
         return found, {}
-    return {**found, "gold": fmean(means)}, {"gold": mean_interval(means)} if len(means) > 1 else {}
+    bounds = (0.0, 1.0) if are_shares(means) else None
+    return {**found, "gold": fmean(means)}, {"gold": mean_interval(means, bounds=bounds)} if len(means) > 1 else {}

@@ -128,7 +128,7 @@ def proportion_interval(values: Sequence[float], samples: float = 1, level: floa
     as those of two. One sample per problem gives Wilson's interval itself. ValueError for no values or values outside.
     """
     n = len(values)
-    if n == 0 or not all(0 <= value <= 1 for value in values):
+    if n == 0 or not are_shares(values):
         raise ValueError("a proportion's interval needs at least one problem, and values between 0 and 1")
     p = min(fmean(values), 1.0)
     spread = variance(values) / n if n > 1 else 0.0
@@ -139,12 +139,24 @@ def proportion_interval(values: Sequence[float], samples: float = 1, level: floa
     return wilson(p * effective, effective, level)
 
 
-def mean_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
-    """Student's t interval of a mean; infinite ends for a single value. ValueError for none."""
+def mean_interval(
+    values: Sequence[float], level: float = LEVEL, bounds: tuple[float, float] | None = None
+) -> Interval:
+    """Student's t interval of a mean; infinite ends for a single value. ValueError for none.
+
+    Values that are all the same have no spread to judge by, and the interval no width, unless their `bounds` are known:
+    then up to 1 - (1 - level)^(1/n) of what was not seen may differ, and lie as far off as the bounds allow.
+
+    >>> mean_interval([1.0, 1.0, 1.0], bounds=(0, 1)).low == (1 - LEVEL) ** (1 / 3)
+    True
+    """
     n = len(values)
     if n == 0:
         raise ValueError("a mean needs at least one value")
     mean = fmean(values)
+    if bounds and min(values) == max(values):
+        unseen = 1 - (1 - level) ** (1 / n)
+        return Interval(mean, mean - unseen * (mean - bounds[0]), mean + unseen * (bounds[1] - mean))
     if n == 1:
         return Interval(mean, -math.inf, math.inf)
     half = t_quantile((1 + level) / 2, n - 1) * math.sqrt(variance(values) / n)
@@ -158,7 +170,13 @@ def paired_difference(before: Sequence[float], after: Sequence[float], level: fl
         raise ValueError(
             f"a paired difference needs the same problems on both sides; they have {len(before)}, {len(after)}"
         )
-    return mean_interval([b - a for a, b in zip(before, after, strict=True)], level)
+    bounds = (-1.0, 1.0) if are_shares([*before, *after]) else None
+    return mean_interval([b - a for a, b in zip(before, after, strict=True)], level, bounds)
+
+
+def are_shares(values: Sequence[float]) -> bool:
+    """Whether all lie in [0, 1]."""
+    return all(0 <= value <= 1 for value in values)
 
 
 def t_quantile(p: float, degrees: int) -> float:

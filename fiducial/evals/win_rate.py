@@ -14,6 +14,8 @@ from fiducial.data.feedback.comparing import Comparison, PairJudge, both_orders,
 from fiducial.evals.stats import LEVEL, Interval, proportion_interval
 from fiducial.sampling.policy import Policy
 
+FEW = 20  # prompts; the bootstrap of fewer is too narrow
+
 
 @dataclass(frozen=True)
 class WinRate:
@@ -79,12 +81,14 @@ def win_rate(judge: PairJudge, groups: Sequence[Sequence[Comparison]], *, seed: 
 
 
 def bootstrap_interval(values: Sequence[float], *, level: float = LEVEL, draws: int = 2000, seed: int = 0) -> Interval:
-    """Percentile interval of a mean: the quantiles of the means of `draws` resamples with replacement (Efron 1979).
+    """Percentile interval of a mean of values in [0, 1]: the quantiles of the means of `draws` resamples with
+    replacement (Efron 1979).
 
-    ValueError for no values.
+    Fewer than `FEW` values, and values that are all the same, cannot stand for what was not seen: resampling them is
+    too narrow, or has no width at all. Their interval is Wilson's. ValueError for no values or values outside.
     """
-    if not values:
-        raise ValueError("a mean needs at least one value")
+    if len(values) < FEW or min(values) == max(values):
+        return proportion_interval(values, level=level)
     sample = torch.tensor(values, dtype=torch.float64)
     generator = torch.Generator().manual_seed(seed)
     size = len(sample)
