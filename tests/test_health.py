@@ -343,12 +343,46 @@ def test_a_held_out_loss_that_turns(tmp_path):
         ({"truncated": 300, "max_length": 256}, "warning", "300 of 998 completions were cut at 256 tokens"),
         ({"truncated": 900, "max_length": 256}, "error", "900 of 998 completions were cut"),
         ({"stop_trained": 0.0}, "error", "the stop token never trains"),
-        ({"counted": {"empty field": 30, "equal sides": 10}}, "info", "40 of 1,000 rows were skipped: empty field 30"),
+        (
+            {"counted": {"empty field": 30, "equal sides": 10}},
+            "info",
+            "40 of 1,000 rows (4%) are skipped: empty field 30",
+        ),
+        ({"counted": {"tie": 500}}, "info", "500 of 1,000 rows (50%)"),
+        (
+            {"counted": {"tie": 501}},
+            "error",
+            "most of the data does not train: 501 of 1,000 rows (50%) are skipped: tie",
+        ),
     ],
 )
 def test_data_that_was_cut_or_skipped(tmp_path, change, severity, what):
     finding = only(read_run(write(tmp_path, "sft", data={**DATA, **change})))
     assert finding.severity == severity and what in finding.what and finding.where == "data.json"
+
+
+def test_most_rows_skipped_names_the_settings_that_use_them(tmp_path):
+    data = {**DATA, "counted": {"slight": 400, "too long": 300}}
+    advice = only(read_run(write(tmp_path, "sft", data=data))).advice
+    assert "data.ratings" in advice and "data.max_length" in advice and "data.ties" not in advice
+
+
+@pytest.mark.parametrize(
+    "pairs, what",
+    [
+        (lambda s: 0, "nothing was selected in any of the 100 steps"),
+        (lambda s: 3 * (s > 51), "nothing was selected in 51 of the 100 steps"),
+        (lambda s: 3 * (s > 50), ""),  # half of them
+    ],
+)
+def test_an_online_run_that_selects_nothing_is_told(tmp_path, pairs, what):
+    found = read_run(write(tmp_path, "dpo", lambda s: {"selection/examples": pairs(s), "reward_std": 0.0}))
+    if not what:
+        assert found == []
+        return
+    finding = only(found)
+    assert (finding.severity, finding.where) == ("error", "selection/examples, step 1") and what in finding.what
+    assert "earn the same" in finding.advice and "sampling.n" in finding.advice
 
 
 @pytest.mark.parametrize("evals, often", [((), "never"), ((100,), "only once")])

@@ -31,6 +31,23 @@ def told(found, *severities):
     return [note.what for note in found.notes if note.severity in (severities or ("error", "warning"))]
 
 
+@pytest.mark.parametrize(
+    "wanted, unwanted, what",
+    [
+        (3, 2, ""),
+        (4, 1, ""),  # four fifths
+        (5, 1, "83% of the completions are wanted (1 are not)"),
+        (1, 9, "90% of the completions are unwanted (1 are not)"),
+        (3, 0, "all 3 completions are wanted"),
+    ],
+)
+def test_labels_are_counted_and_one_sided_ones_are_told(wanted, unwanted, what):
+    rows = [{"prompt": "a", "completion": f"b{i}", "label": i < wanted} for i in range(wanted + unwanted)]
+    found = look(*rows)
+    assert found.labels == {"wanted": wanted, "unwanted": unwanted} and told(found) == ([what] if what else [])
+    assert look({"prompt": "a", "answer": "4"}).labels is None
+
+
 def test_rows_are_told_by_shape_counted_and_measured():
     found = look(
         {"prompt": "abc", "chosen": "de", "rejected": "f"},
@@ -173,6 +190,19 @@ def test_inspecting_by_the_command(capsys, tmp_path):
         code, _, err = run(capsys, *argv)
         assert code == 2 and message in err
     assert main(["data", "--help"]) == 0 and "inspect" in capsys.readouterr().out
+
+
+def test_a_file_of_which_no_row_can_train_is_a_failure(capsys, tmp_path):
+    file = write(tmp_path / "bad.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "b"}, {"size": 3}, {"size": 4}])
+    code, page, err = run(capsys, "data", "inspect", file)
+    assert code == 1 and "0 of 3 rows can train" in page
+    (line,) = err.splitlines()
+    assert line.startswith("fiducial data: bad.jsonl: no row can train: 2 unknown shape (first bad.jsonl, line 2)")
+    code, page, _ = run(capsys, "data", "inspect", file, "--json")
+    assert code == 1 and json.loads(page)["used"] == 0
+    file = write(tmp_path / "labels.jsonl", [{"prompt": "a", "completion": f"b{i}", "label": i < 1} for i in range(8)])
+    code, page, _ = run(capsys, "data", "inspect", file)
+    assert code == 0 and "12.5%" in page and "88% of the completions are unwanted" in page
 
 
 def test_raters_by_the_command(capsys, tmp_path):

@@ -12,6 +12,7 @@ from fiducial.core import anchors, selection
 from fiducial.core.method import Choice
 from fiducial.core.seeds import mix
 from fiducial.core.types import Encoded
+from fiducial.evals.health import read_run
 from fiducial.exact.tables import SoftmaxTable
 from fiducial.methods import METHODS
 from fiducial.train import replay, train
@@ -51,6 +52,18 @@ def metrics(folder) -> list[dict]:
 def judged(tmp_path) -> str:
     (tmp_path / "mine.py").write_text(LENGTH)
     return f"{tmp_path / 'mine.py'}:reward"
+
+
+def test_a_run_that_selects_nothing_says_so_at_its_end(tmp_path):
+    """Completions that all earn the same make no pair by best and worst."""
+    (tmp_path / "same.py").write_text("def reward(completion, **fields):\n    return 0.0\n")
+    lines: list[str] = []
+    run = small("online_direct", reward=f"{tmp_path / 'same.py'}:reward")
+    out = train(run, out=tmp_path / "run", show=False, tell=lines.append)
+    assert [m["selection/examples"] for m in metrics(out) if "selection/examples" in m] == [0] * 4
+    (told,) = [line for line in lines if "nothing was selected" in line]
+    assert "in any of the 4 steps" in told and "each prompt earn the same" in told
+    assert any(f.severity == "error" and "nothing was selected" in f.what for f in read_run(out))
 
 
 def test_the_policy_enters_an_anchor_by_its_share():

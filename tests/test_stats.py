@@ -169,8 +169,8 @@ def test_mean_interval_by_hand():
 
 
 def test_equal_values_are_no_certainty_where_their_bounds_are_known():
-    """If a share q of problems differs, n equal ones are seen with chance (1 - q)^n, which is 5 % at q = 1 - 0.05^(1/n):
-    0.6316 for n = 3, 0.0295 for 100. Those q may lie anywhere between the bounds."""
+    """If a share q of problems differs, n equal ones are seen with chance (1 - q)^n, which is 5 % where
+    q = 1 - 0.05^(1/n): 0.6316 for n = 3, 0.0295 for 100. Those q may lie anywhere between the bounds."""
     cube = 1 - 0.05 ** (1 / 3)
     found = stats.mean_interval([0.25] * 3, bounds=(0, 1))
     assert (found.low, found.high) == pytest.approx((0.25 - cube * 0.25, 0.25 + cube * 0.75))

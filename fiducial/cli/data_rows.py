@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from fiducial.cli import prompts, show
@@ -49,7 +50,11 @@ def inspect(argv: list[str]) -> int:
         show.emit(found.summary())
     else:
         _tell(found)
-    return 0
+    if found.used:
+        return 0
+    why = ", ".join(f"{number:,} {reason} (first {found.first[reason][0]})" for reason, number in found.counted.items())
+    print(f"fiducial data: {found.name}: no row can train: {why or 'there are none'}", file=sys.stderr)
+    return 1
 
 
 def _tokens(folder: str) -> Any:
@@ -70,6 +75,9 @@ def _tell(found: Inspection) -> None:
         print(f"comparisons within rankings left out: {', '.join(told)}\n")
     lengths = [(name, *(f"{value:,}" for value in q.values())) for name, q in found.quantiles.items()]
     show.table([found.unit, "min", "50 %", "90 %", "99 %", "max"], lengths)
+    if found.labels:
+        whole = sum(found.labels.values())
+        show.table(["labels", "", ""], [(name, f"{n:,}", f"{n / whole:.1%}") for name, n in found.labels.items()])
     if found.preferences:
         _tell_preferences(found.preferences)
     if not found.notes:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from fiducial.core.types import Label
 from fiducial.data.dataset import JUDGED, SHOWN, Quantiles
 from fiducial.data.files import RowSource
 from fiducial.data.preferences import shapes
@@ -20,6 +21,7 @@ from fiducial.data.view import BadRow, Row, Side
 Severity = Literal["error", "warning", "info"]
 MAX_BAD = 0.05  # share of rows that training skips before it refuses a file
 ONE_SIDED = 0.6  # a larger share of pairs with the longer side chosen is told
+LOPSIDED = 0.8  # a larger share of labels on one side is told
 LEARNT_FROM: tuple[Kind, ...] = (
     "pairs",
     "labels",
@@ -52,6 +54,7 @@ class Inspection:
     shapes: Counter[str] = field(default_factory=Counter)  # rows by the fields that they are recognised by
     unit: str = "characters"
     quantiles: dict[str, dict[str, int]] = field(default_factory=dict)
+    labels: dict[str, int] | None = None  # completions that are wanted and unwanted; None where no row labels any
     preferences: dict[str, Any] | None = None  # None where no row compares anything
     notes: list[Note] = field(default_factory=list)
 
@@ -97,6 +100,7 @@ class _Look:
         self.lengths: dict[str, array[int]] = {name: array("q") for name in ("prompt", "completion")}
         self.votes = Votes()
         self.ratings: Counter[str] = Counter()
+        self.labels: Counter[str] = Counter()
         self.sources: Counter[str] = Counter()
         self.judged = self.ties = self.pairs = self.longer = self.equally_long = self.contradicted = 0
         self.worst = ""  # where the first contradiction is
@@ -117,6 +121,7 @@ class _Look:
             return
         found.used += 1
         found.left_out.update(left_out)
+        self.labels.update("wanted" if e.desirable else "unwanted" for e in examples if isinstance(e, Label))
         self._measure(examples)
 
     def _skip(self, bad: BadRow, i: int) -> None:
@@ -162,6 +167,9 @@ class _Look:
         found.quantiles = {name: asdict(Quantiles.of(lengths)) for name, lengths in self.lengths.items() if lengths}
         found.notes = [Note("info", note, found.name, "") for note in self.source.notes]
         found.notes += list(_row_notes(found))
+        if self.labels:
+            found.labels = {side: self.labels[side] for side in ("wanted", "unwanted")}
+            found.notes += list(_label_notes(found, found.labels))
         if self.judged:
             found.preferences = self._preferences()
             found.notes += list(_judgement_notes(found, found.preferences))
@@ -241,6 +249,18 @@ def _row_notes(found: Inspection):
         yield Note("error", what, found.name, advice)
     if len(found.shapes) > 1:
         yield Note("info", f"rows of {len(found.shapes)} shapes: {', '.join(found.shapes)}", found.name, "")
+
+
+def _label_notes(found: Inspection, labels: dict[str, int]):
+    few, many = sorted(labels, key=lambda side: labels[side])
+    whole = sum(labels.values())
+    if not labels[few]:
+        what = f"all {whole:,} completions are {many}"
+        yield Note("warning", what, found.name, f"methods that learn from labels need both: add some that are {few}")
+    elif labels[many] > LOPSIDED * whole:
+        what = f"{labels[many] / whole:.0%} of the completions are {many} ({labels[few]:,} are not)"
+        advice = "weigh the sides alike: fiducial doctor RECIPE names the weights hparams.lambda_d and lambda_u"
+        yield Note("warning", what, found.name, advice)
 
 
 def _judgement_notes(found: Inspection, seen: dict[str, Any]):

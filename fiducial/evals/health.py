@@ -7,7 +7,7 @@ not a proof, and silence proves nothing either: a policy that fools its verifier
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
@@ -19,6 +19,7 @@ from fiducial.evals.metrics import METRICS, is_healthy
 from fiducial.evals.preference_health import PREFERENCE_RULES
 from fiducial.store import RunFolder
 
+MOSTLY = 0.5  # a larger share of steps, or of rows, that come to nothing is an error
 ROLLOUT_STEPS = 10  # steps at each end of the run whose rollouts are read
 
 
@@ -193,6 +194,25 @@ def no_signal(run: Evidence) -> Iterator[Finding]:
         )
 
 
+def nothing_selected(run: Evidence) -> Iterator[Finding]:
+    """Steps whose completions gave no pair and no demonstration: nothing trained in them."""
+    name = "selection/examples"
+    points = run.finite(name)
+    empty = [step for step, value in points if value == 0]
+    if len(empty) <= MOSTLY * len(points):
+        return
+    steps = f"any of the {len(points)}" if len(empty) == len(points) else f"{len(empty)} of the {len(points)}"
+    rewards = [value for _, value in run.finite("reward_std")]
+    cause = "the completions of each prompt earn the same: " if rewards and not any(rewards) else ""
+    advice = (
+        f"{cause}raise sampling.n or sampling.temperature, take problems that some completions solve, or lower what "
+        "the selection asks for (hparams.skip_if_score_gap_below, hparams.min_reward)"
+    )
+    yield Finding(
+        "error", f"nothing was selected in {steps} steps: they trained nothing", f"{name}, step {empty[0]}", advice
+    )
+
+
 def length_inflates(run: Evidence) -> Iterator[Finding]:
     """Completions that grow while the reward does not."""
     reward = run.trend("reward")
@@ -290,11 +310,30 @@ def data_is_cut(run: Evidence) -> Iterator[Finding]:
         advice = "end each completion with the stop token; without it the policy will not learn to end"
         yield Finding("error", "the stop token never trains", "data.json", advice)
     counted = run.data.get("counted") or {}
-    if sum(counted.values()) > 0.01 * (run.data.get("rows") or 1):
-        told = ", ".join(f"{reason} {number:,}" for reason, number in counted.items())
-        what = f"{sum(counted.values()):,} of {run.data['rows']:,} rows were skipped: {told}"
-        yield Finding("info", what, "data.json", "data.json names the first of each")
+    if skipped := rows_skipped(counted, run.data.get("rows") or 1, "data.json"):
+        yield skipped
 
+
+def rows_skipped(counted: Mapping[str, int], rows: int, where: str) -> Finding | None:
+    """What to say of rows that cannot train, by reason: an error where it is most of them, nothing up to one in 100."""
+    skipped = sum(counted.values())
+    if skipped <= 0.01 * rows:
+        return None
+    told = ", ".join(f"{reason} {number:,}" for reason, number in counted.items())
+    what = f"{skipped:,} of {rows:,} rows ({skipped / rows:.0%}) are skipped: {told}"
+    if skipped <= MOSTLY * rows:
+        return Finding("info", what, where, "data.json names the first of each")
+    cures = [cure for reason, cure in CURES.items() if reason in counted]
+    advice = "; ".join([*cures, "fiducial data inspect says more"])
+    return Finding("error", f"most of the data does not train: {what}", where, advice)
+
+
+CURES = {
+    "tie": 'ties: data.ties = "half" or "keep" uses them',
+    "slight": 'slight preferences: another data.ratings than "filter_slight" uses them',
+    "too long": 'long rows: raise data.max_length, or data.too_long = "truncate"',
+    "prompt too long": "long prompts: a model that reads more, or shorter prompts",
+}  # of reasons for which any number of rows may be skipped
 
 RULES: tuple[Callable[[Evidence], Iterator[Finding]], ...] = (
     unfinished,
@@ -304,6 +343,7 @@ RULES: tuple[Callable[[Evidence], Iterator[Finding]], ...] = (
     reward_does_not_rise,
     entropy_collapses,
     no_signal,
+    nothing_selected,
     length_inflates,
     wrong_completions_grow,
     loss_does_not_fall,

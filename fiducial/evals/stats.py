@@ -139,9 +139,7 @@ def proportion_interval(values: Sequence[float], samples: float = 1, level: floa
     return wilson(p * effective, effective, level)
 
 
-def mean_interval(
-    values: Sequence[float], level: float = LEVEL, bounds: tuple[float, float] | None = None
-) -> Interval:
+def mean_interval(values: Sequence[float], level: float = LEVEL, bounds: tuple[float, float] | None = None) -> Interval:
     """Student's t interval of a mean; infinite ends for a single value. ValueError for none.
 
     Values that are all the same have no spread to judge by, and the interval no width, unless their `bounds` are known:

@@ -241,7 +241,11 @@ class _Book:
         else:
             models.save(model, self.a.tokenizer, self.folder.model)
         say(f"model: {self.folder.model}")
-        say(f"report: {write_report(self.folder, read_run(self.folder))}")
+        findings = read_run(self.folder)
+        for finding in findings:
+            if finding.severity == "error":
+                say(f"error: {finding.what} ({finding.where}): {finding.advice}")
+        say(f"report: {write_report(self.folder, findings)}")
 
 
 def unsharded(assembly: Assembly, weights: dict[str, Any]) -> Any:
