@@ -8,6 +8,7 @@ import torch
 from fiducial import models
 from fiducial.cli.main import main
 from fiducial.data import open_rows, parse
+from fiducial.evals.metrics import describe
 from fiducial.models.decoder import Decoder, DecoderConfig
 from fiducial.models.heads import RewardModel, save_reward_model
 from fiducial.models.tokenizer import train_tokenizer
@@ -84,6 +85,7 @@ def test_tree_preferences(capsys, tmp_path, folders):
               "--budget", "4", "--max-new-tokens", "8", "--json", "--judge", folders / "reward")  # fmt: skip
     code, found, _ = run(capsys, *shared)
     assert code == 0 and found["rows"] == 8 and found["metrics"]["tree/leaves"] <= 8
+    assert all(describe(name) for name in found["metrics"]), found["metrics"]
     assert found["metrics"]["tree/tokens"] <= found["metrics"]["tree/chain_tokens"]
     rows = [open_rows(out)[i] for i in range(8)]
     assert {row["split_level"] for row in rows} <= {0, 1} and all(row["pref_prob"] >= 0.5 for row in rows)
@@ -101,6 +103,7 @@ def test_a_win_rate(capsys, tmp_path, folders):
     shared = ("eval", policy, file, "--against", policy, "--k", "2", "--max-new-tokens", "4")
     code, found, _ = run(capsys, *shared, "--judge", folders / "reward", "--json")
     assert code == 0 and found["metrics"]["win_rate"] == 0.5 and found["verdicts"] == {"ties": 6, "identical": 6}
+    assert all(describe(name) for name in found["metrics"]), found["metrics"]
     low, high = found["intervals"]["win_rate"]
     assert low < 0.5 < high
     # 3 prompts, all ties: 1/2 +- z / (2 sqrt(3 + z^2)) = 1/2 +- 0.3747, not a point

@@ -171,6 +171,35 @@ METRICS: dict[str, Metric] = {
     "completions/max_length": Metric("Tokens of the longest completion.", "tokens"),
     "completions/clipped_ratio": Metric("Completions cut at sampling.max_new_tokens.", "share", (0.0, 0.1), "down"),
     "completions/mean_terminated_length": Metric("Tokens per completion that ended by itself.", "tokens"),
+    # two models or two completions compared: `fiducial eval --against`, `fiducial data`
+    "win_rate": Metric(
+        "Comparisons that the first model wins, a tie being half, mean over prompts.", "share", better="up"
+    ),
+    "win_rate_bootstrap": Metric("The same number; its interval is the bootstrap's.", "share", better="up"),
+    "against/mean_length": Metric("Tokens per completion of the second model.", "tokens"),
+    "unjudged": Metric("Comparisons, or completions, without a verdict.", "share", (0.0, 0.02), "down"),
+    "judge/position_bias": Metric(
+        "|p(first) + p(second) - 1| of a judge's two orders, mean over comparisons.", "share", (0.0, 0.5), "down"
+    ),
+    "judge/parse_fail_frac": Metric("Answers of a judge that hold no verdict.", "share", (0.0, 0.1), "down"),
+    "judge/agreement_with_human": Metric(
+        "Pairs on which the judge takes the side that people took; a tie is one half.", "share", (0.55, 1.0), "up"
+    ),
+    "judge/option_mass": Metric(
+        "Probability that the judge gives its two options together; little: it does not answer the question.",
+        "share",
+        (0.01, 1.0),
+        "up",
+    ),
+    "tree/leaves": Metric("Whole responses of all trees.", "responses"),
+    "tree/tokens": Metric("Tokens that were sampled for the trees.", "tokens"),
+    "tree/chain_tokens": Metric("Tokens that as many separate responses would have taken.", "tokens"),
+    "tree/duplicates": Metric("Responses that another of their tree equals.", "responses", better="down"),
+    "tree/ended_early": Metric("Responses that ended before the deepest level.", "share"),
+    "tree/cut": Metric("Responses cut at their limit of tokens.", "share", (0.0, 0.1), "down"),
+    "tree/pairs_level_<level>": Metric("Pairs whose responses part at this level.", "pairs"),
+    "kappa": Metric("Agreement of raters beyond chance (Fleiss 1971); 1 is all, 0 none.", "", better="up"),
+    "majority/<rater>": Metric("Pairs on which this rater is with the majority.", "share"),
     # speed
     "seconds": Metric("Wall time of the step.", "s", better="down"),
     "seconds/sample": Metric("Time to sample the step's completions.", "s", better="down"),
