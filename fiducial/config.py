@@ -69,7 +69,7 @@ class Data:
     """Rows from a file, or problems and demonstrations of a task."""
 
     path: str = ""  # rows: JSONL, JSON, CSV, parquet, text, or a saved `datasets` folder
-    eval_path: str = ""  # rows to evaluate on; empty: eval.n of path's rows are held out, at most a fifth of them
+    eval_path: str = ""  # rows to evaluate on; empty: eval.n of path's rows, drawn by lot, at most a fifth of them
     split: str = ""  # of a saved DatasetDict
     prompt_field: str = "prompt"  # how the data spells a column; likewise below
     completion_field: str = "completion"  # text to imitate, or that is labelled

@@ -9,7 +9,8 @@ from typing import Any
 from fiducial.config import Run
 from fiducial.config import read_recipe as read_toml
 from fiducial.data.dataset import UNKNOWN
-from fiducial.evals.health import Finding, read_run
+from fiducial.evals.health import Finding, read_run, rows_skipped
+from fiducial.evals.preference_health import unbalanced
 from fiducial.train.assemble import Assembly, assemble
 from fiducial.train.loop import TrainingError
 from fiducial.train.preflight import Preflight, preflight
@@ -45,6 +46,10 @@ def _data(assembly: Assembly, where: str) -> list[Finding]:
     for reason, number in report.counted.items():
         text = f"{number} of {report.rows} rows are skipped ({reason}), the first {report.first[reason][0]}"
         found.append(Finding("warning", text, where, "mend them in the file if they matter: they never train"))
+    if (skipped := rows_skipped(report.counted, report.rows, where)) and skipped.severity == "error":
+        found.append(skipped)
+    if skew := unbalanced(report.labels, assembly.run.hparams):
+        found.append(Finding("warning", skew[0], where, skew[1]))
     if report.unknown:
         severity = "warning" if report.unknown_share > UNKNOWN else "info"
         text = f"{report.unknown_share:.2%} of the tokens are unknown to the tokenizer"
@@ -85,6 +90,14 @@ def _settings(run: Run, where: str) -> list[Finding]:
     if run.record().feed == "groups" and (s.top_k or s.top_p < 1 or s.min_p > 0):
         text = "top_k, top_p or min_p make the sampler another policy than the one that trains"
         found.append(Finding("warning", text, where, "leave them off in training, or the gradient is biased"))
+    certain = run.hparams.get("pair_rule") == "best_worst" and run.hparams.get("loss") == "sigmoid"
+    if certain and not run.penalty.weight:
+        text = "pairs of the best and the worst are certain, and DPO's loss has no finite optimum on them"
+        advice = (
+            'nothing but few steps holds the policy: give kl.weight a value, or take hparams.loss = "ipo" or '
+            'hparams.pair_rule = "random_two_labelled"'
+        )
+        found.append(Finding("info", text, where, advice))
     if run.checkpoint.every == 0 and run.steps > 200:
         advice = "set checkpoint.every: --resume can only go back to step 0"
         found.append(Finding("info", f"{run.steps} steps without a checkpoint", where, advice))

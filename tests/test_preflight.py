@@ -5,12 +5,14 @@ import json
 import pytest
 import torch
 
+from fiducial import doctor
 from fiducial.config import read_recipe
 from fiducial.core.types import Encoded
 from fiducial.data import Dataset, Kind, ListRows
+from fiducial.evals.preference_health import unbalanced
 from fiducial.models import train_tokenizer
-from fiducial.train.assemble import Assembly, assemble, encoder
-from fiducial.train.preflight import memory_of, refuse_unknown
+from fiducial.train.assemble import Assembly, assemble, encoder, split
+from fiducial.train.preflight import memory_of, preflight, refuse_unknown
 from fiducial.train.roles import ROWS, trained_by_role
 from fiducial.train.runtime import Runtime
 from fiducial.train.stopped import describe
@@ -110,6 +112,110 @@ def test_an_adapter_has_its_reference_inside_and_several_processes_copy_the_samp
     assert memory_of(plain)["sampler"] == 0
     plain.sampler = object()  # type: ignore[assignment]
     assert memory_of(plain)["sampler"] == memory_of(plain)["weights"]
+
+
+def test_the_sample_of_the_data_can_be_left_out(tmp_path):
+    assembly = assembled(tmp_path, "dpo")
+    shown, hidden = (preflight(assembly, False, sample).lines for sample in (True, False))
+    assert any("say" in line for line in shown) and hidden == shown[: len(hidden)] and len(hidden) == len(shown) - 2
+
+
+# -- what is held out --------------------------------------------------------------------------------------------------
+
+
+def held(folder, method, rows, n):
+    """The numbers of the rows that a run of this method holds out."""
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = folder / "held.toml"
+    path.write_text(f"method = '{method}'\n[data]\npath = '{folder / 'rows.jsonl'}'\n[optim]\nbatch = 4\n" + NEW)
+    run = read_recipe(path, {"eval": {"n": n, "k": 0}}).resolved()
+    assembly = assemble(run, Runtime(), None, lambda line: None)
+    kept, out = split(run, assembly.data, False)
+    assert kept is not None and sorted(kept + out) == list(range(len(assembly.data)))
+    return {assembly.data.row(j) for j in out}
+
+
+def test_exactly_as_many_rows_are_held_out_as_were_asked_for_and_the_same_by_every_method(tmp_path):
+    """min(n, a fifth) of the rows; more of them with a larger n, never others. Rows that train by one method only keep
+    their place: of 60 every third is a tie, which `dpo` drops and which the labels of `kto` and the texts ignore."""
+    rows = [{"prompt": f"say {i}", "chosen": f"yes {i}", "rejected": "no no"} for i in range(60)]
+    for n, number in ((1, 1), (7, 7), (12, 12), (13, 12), (100, 12)):
+        assert len(held(tmp_path, "dpo", rows, n)) == number
+    assert held(tmp_path, "dpo", rows, 3) < held(tmp_path, "dpo", rows, 9)
+    assert (
+        held(tmp_path, "dpo", rows, 9) == held(tmp_path, "kto", rows, 9) == held(tmp_path, "bt_reward_model", rows, 9)
+    )
+    tied = [{"prompt": r["prompt"], "response_a": r["chosen"], "response_b": r["rejected"], "rating": 2 * (i % 3 > 0)}
+            for i, r in enumerate(rows)]  # fmt: skip
+    assert held(tmp_path, "dpo", tied, 9) == {i for i in held(tmp_path, "dpo", rows, 9) if i % 3}
+
+
+# -- labels ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "wanted, unwanted, weights, advice",
+    [
+        (100, 100, (1, 1), ""),
+        (150, 100, (1, 1), ""),
+        (160, 100, (1, 1), "set hparams.lambda_d = 1 and hparams.lambda_u = 1.067"),  # 1.6 / 1.5
+        (99, 100, (1, 1), "set hparams.lambda_d = 1.01 and hparams.lambda_u = 1"),  # 100 / 99
+        (100, 400, (4, 1), ""),
+        (100, 400, (1, 1), "set hparams.lambda_d = 4 and hparams.lambda_u = 1"),
+        (100, 100, (1, 2), "set hparams.lambda_d = 1 and hparams.lambda_u = 1"),
+        (5, 0, (1, 1), "add some that are unwanted"),
+        (0, 5, (1, 1), "add some that are wanted"),
+    ],
+)
+def test_labels_of_unequal_weight_are_told_with_the_weights_to_set(wanted, unwanted, weights, advice):
+    """lambda_d n_d / (lambda_u n_u) should lie in [1, 3/2]."""
+    labels = {"wanted": float(wanted), "unwanted": float(unwanted)}
+    found = unbalanced(labels, {"beta": 0.1, "lambda_d": weights[0], "lambda_u": weights[1]})
+    assert (found is None) if not advice else found is not None and advice in found[1]
+    assert unbalanced({}, {"lambda_d": 1.0, "lambda_u": 1.0}) is None and unbalanced(labels, {"beta": 0.1}) is None
+
+
+def test_the_preflight_and_the_doctor_look_at_labels(tmp_path):
+    rows = [{"prompt": f"say {i}", "completion": f"yes {i}", "label": i < 10} for i in range(40)]
+    (tmp_path / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = tmp_path / "kto.toml"
+    path.write_text(f"method = 'kto'\n[data]\npath = '{tmp_path / 'labels.jsonl'}'\n[optim]\nbatch = 4\n" + NEW)
+    look = preflight(assemble(read_recipe(path).resolved(), Runtime(), None, lambda line: None), False)
+    (line,) = [line for line in look.lines if "unbalanced" in line]
+    assert "10 wanted and 30 unwanted completions weigh 10 to 30" in line and "lambda_d = 3" in line
+    (found,) = [f for f in doctor.read_recipe(path) if "unwanted" in f.what]
+    assert found.severity == "warning" and found.advice == "set hparams.lambda_d = 3 and hparams.lambda_u = 1"
+    assert not [f for f in doctor.read_recipe(path, {"hparams": {"lambda_d": 3.0}}) if "unwanted" in f.what]
+
+
+def test_the_doctor_calls_it_an_error_if_most_rows_do_not_train(tmp_path):
+    rows = [
+        {"prompt": f"say {i}", "response_a": f"yes {i}", "response_b": "no no", "rating": 0 if i < 21 else 1}
+        for i in range(40)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = tmp_path / "dpo.toml"
+    path.write_text(f"method = 'dpo'\n[data]\npath = '{tmp_path / 'rows.jsonl'}'\n[optim]\nbatch = 4\n" + NEW)
+    (found,) = [f for f in doctor.read_recipe(path) if f.severity == "error"]
+    assert "21 of 40 rows (52%) are skipped: tie 21" in found.what and "data.ties" in found.advice
+    assert not [f for f in doctor.read_recipe(path, {"data": {"ties": "half"}}) if f.severity == "error"]
+
+
+def test_the_doctor_tells_that_certain_pairs_have_no_optimum(tmp_path):
+    path = tmp_path / "online.toml"
+    path.write_text("method = 'online_direct'\ntask = 'arith'\n[data]\nrows = 20\n[optim]\nbatch = 2\n[sampling]\n"
+                    "n = 2\nmax_new_tokens = 4\n" + NEW)  # fmt: skip
+
+    def told(**over):
+        return [f for f in doctor.read_recipe(path, over) if "no finite optimum" in f.what]
+
+    assert [f.severity for f in told()] == ["info"] and "kl.weight" in told()[0].advice
+    for over in (
+        {"kl": {"weight": 0.1}},
+        {"hparams": {"loss": "ipo"}},
+        {"hparams": {"pair_rule": "random_two_labelled"}},
+    ):
+        assert not told(**over)
 
 
 def test_the_advice_on_unknown_text_is_of_the_recipes_own_settings(tmp_path):

@@ -42,6 +42,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", help="the run folder (default: runs/ and the recipe's name)")
     parser.add_argument("--steps", type=int, help="how many steps in all")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint; without one, start")
+    parser.add_argument("--no-sample", action="store_true", help="show no row of the data before the first step")
     args, flags = parser.parse_known_args(argv)
     if args.steps is not None:
         flags += ["--steps", str(args.steps)]
@@ -52,7 +53,7 @@ def main(argv: list[str]) -> int:
     from fiducial.train import train
 
     began = time.perf_counter()
-    path = train(run, out=out, resume=args.resume)
+    path = train(run, out=out, resume=args.resume, sample=not args.no_sample)
     done = summary(RunFolder(path), round(time.perf_counter() - began, 3))
     if os.environ.get("RANK", "0") != "0":
         return 0  # the first process speaks for all
@@ -71,7 +72,7 @@ def _pipeline(args: Any, out: str | Path, over: dict[str, Any]) -> int:
     from fiducial.train.pipeline import pipeline_summary, run_pipeline
     from fiducial.train.plan import read_pipeline
 
-    path = run_pipeline(read_pipeline(args.recipe, over), out=out, resume=args.resume)
+    path = run_pipeline(read_pipeline(args.recipe, over), out=out, resume=args.resume, sample=not args.no_sample)
     if os.environ.get("RANK", "0") != "0":
         return 0
     done = pipeline_summary(RunFolder(path))

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fiducial.core.types import Demo, Encoded
+from fiducial.core.types import Demo, Encoded, Label
 from fiducial.data.files import RowSource
 from fiducial.data.preferences.grading import Grading
 from fiducial.data.rows import Example, Kind, parse
@@ -86,6 +86,7 @@ class DataReport:
     tokens: int = 0  # of the examples, what does not train included
     unknown: int = 0  # of them, those that stand for text which the tokenizer does not know
     left_out: dict[str, int] = field(default_factory=dict)  # comparisons within used rankings that give no pair
+    labels: dict[str, float] = field(default_factory=dict)  # weight of wanted and unwanted completions; of labels only
     notes: list[str] = field(default_factory=list)  # what the file's reader passed over
     samples: list[Item] = field(default_factory=list)
 
@@ -115,6 +116,8 @@ class DataReport:
                 lines.append(f"  {name:<12}" + "".join(f"{value:>8,}" for value in asdict(lengths).values()))
         if self.kind != "problems":
             lines.append(f"  {self.trained_tokens:,} tokens train")
+        if self.labels:
+            lines.append("  " + ", ".join(f"{weight:,.10g} {side}" for side, weight in self.labels.items()))
         if self.unknown:
             share = f"  {self.unknown:,} of {self.tokens:,} tokens ({self.unknown_share:.2%})"
             text = f"{share} are unknown to the tokenizer"
@@ -321,6 +324,7 @@ class _Tally:
         self.stop_id, self.used, self.cut, self.trained, self.stopped = stop_id, 0, 0, 0, 0
         self.counted: Counter[str] = Counter()
         self.left_out: Counter[str] = Counter()
+        self.labels: dict[str, float] = {}
         self.first: dict[str, list[str]] = {}
         self.prompts, self.completions = array("i"), array("i")
         self.samples: list[Item] = []
@@ -345,6 +349,9 @@ class _Tally:
             self.unknown += 0 if self.unk_id is None else side.token_ids.count(self.unk_id)
             self.stopped += self.stop_id in trained
         self.cut += item.cut
+        if isinstance(item.example, Label):
+            self.labels = self.labels or {"wanted": 0.0, "unwanted": 0.0}
+            self.labels["wanted" if item.example.desirable else "unwanted"] += item.example.weight
         if len(self.samples) < SHOWN:
             self.samples.append(item)
 
@@ -368,6 +375,7 @@ class _Tally:
             tokens=self.tokens,
             unknown=self.unknown,
             left_out=dict(self.left_out.most_common()),
+            labels=self.labels,
             notes=list(source.notes),
             samples=self.samples,
         )

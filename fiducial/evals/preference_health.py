@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from fiducial.evals.evidence import LONGER, Evidence, Finding, Severity
 from fiducial.evals.frontier import GOLD, PROXIES
 from fiducial.evals.history import Change, change_of, interval_of, show
 from fiducial.evals.metrics import is_healthy
+from fiducial.methods.kto import balancing_weights
 
+WANTED_TO_UNWANTED = 1.5  # the most that wanted completions should weigh, where unwanted ones weigh 1
 LENGTH_GAP = 0.2  # between a reward model's accuracies on longer and on shorter chosen sides
 HELD_OUT_QUALITY = ("eval/gold", "eval/reward", "eval/pass@1", "eval/ranking_accuracy")  # the first that was logged
 SIDES = (  # implicit rewards of what is wanted and of what is not
@@ -17,6 +20,38 @@ SIDES = (  # implicit rewards of what is wanted and of what is not
     ("rewards/real", "rewards/generated"),
     ("rewards/desirable", "rewards/undesirable"),
 )
+
+
+def unbalanced(labels: Mapping[str, float], hparams: Mapping[str, Any]) -> tuple[str, str] | None:
+    """What is wrong with the weights of wanted and unwanted completions, and what to set, where it is.
+
+    KTO's paper wants lambda_d n_d / (lambda_u n_u) in [1, 3/2] (4/3 in its early versions). A method without these
+    weights, and data without labels, have nothing to balance.
+
+    >>> unbalanced({"wanted": 100, "unwanted": 400}, {"lambda_d": 1.0, "lambda_u": 1.0})[1]
+    'set hparams.lambda_d = 4 and hparams.lambda_u = 1'
+    """
+    if not labels or not {"lambda_d", "lambda_u"} <= hparams.keys():
+        return None
+    wanted, unwanted = labels["wanted"], labels["unwanted"]
+    if not (wanted and unwanted):
+        side, other = ("wanted", "unwanted") if wanted else ("unwanted", "wanted")
+        return f"all completions are {side}", f"the method learns from both kinds: add some that are {other}"
+    sides = [hparams["lambda_d"] * wanted, hparams["lambda_u"] * unwanted]
+    if sides[1] * (1 - 1e-9) <= sides[0] <= WANTED_TO_UNWANTED * sides[1] * (1 + 1e-9):
+        return None
+    what = (
+        f"{wanted:,.10g} wanted and {unwanted:,.10g} unwanted completions weigh {sides[0]:,.4g} to {sides[1]:,.4g} "
+        "(lambda_d n_d to lambda_u n_u); the paper wants 1 to 1.5 times as much on the wanted side"
+    )
+    cure = balancing_weights(wanted, unwanted)
+    return what, f"set hparams.lambda_d = {cure[0]:.4g} and hparams.lambda_u = {cure[1]:.4g}"
+
+
+def labels_are_unbalanced(run: Evidence) -> Iterator[Finding]:
+    """Wanted and unwanted completions that do not weigh about the same."""
+    if found := unbalanced(run.data.get("labels") or {}, run.config.get("hparams") or {}):
+        yield Finding("warning", found[0], "data.json", found[1])
 
 
 def displacement(run: Evidence) -> Iterator[Finding]:
@@ -135,6 +170,7 @@ def _improved(change: Change) -> bool:
 
 
 PREFERENCE_RULES: tuple[Callable[[Evidence], Iterator[Finding]], ...] = (
+    labels_are_unbalanced,
     displacement,
     over_optimised,
     held_out_length_inflates,

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from heapq import nsmallest
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -200,18 +201,26 @@ def encoder(tokenizer: Any, whole: bool = True, joint: bool = False) -> Callable
 
 
 def split(run: Run, data: Dataset, own_source: bool) -> tuple[list[int] | None, list[int]]:
-    """Which examples train (None: all) and which are held out: those of about `eval.n` rows, at most a fifth.
+    """Which examples train (None: all) and which are held out: those of `eval.n` rows, at most a fifth of the file.
 
-    A row's lot is drawn from the seed and its number in the file alone, so a reward model, say, is measured on rows
-    that the policy it began as never saw either, if both runs hold out from one file with one seed.
+    A row's lot is drawn from the seed and its number in the file alone, and the smallest are held out, so a reward
+    model, say, is measured on rows that the policy it began as never saw either, if both runs hold out from one file
+    with one seed; more of them with a larger `eval.n`, and never others. Rows that cannot train by this method keep
+    their place among them: to take the next lot instead would hold out what another method trains on.
     """
-    if own_source or len(data) < 5:
+    if own_source or data.report.used < 5:
         return None, []
-    lots = [mix(run.seed, "held out", data.row(j)) for j in range(len(data))]
-    share = min(run.eval.n / len(data.source), 0.2)
-    limit = max(int(share * 2**63), min(lots) + 1)  # at least one
-    held = [j for j, lot in enumerate(lots) if lot < limit]
-    return [j for j, lot in enumerate(lots) if lot >= limit], held
+    lots = [mix(run.seed, "held out", row) for row in range(len(data.source))]
+    rows = set(nsmallest(asked(run, data), range(len(lots)), key=lots.__getitem__))
+    if not rows & {data.row(j) for j in range(len(data))}:
+        rows = {min((data.row(j) for j in range(len(data))), key=lots.__getitem__)}  # at least one
+    places = range(len(data))
+    return [j for j in places if data.row(j) not in rows], [j for j in places if data.row(j) in rows]
+
+
+def asked(run: Run, data: Dataset) -> int:
+    """How many rows of a file are held out."""
+    return max(min(run.eval.n, len(data.source) // 5), 1)
 
 
 def _says_enough(method: Method, data: Dataset) -> None:
@@ -245,11 +254,15 @@ def _enough(run: Run, data: Dataset, keep: list[int] | None) -> None:
 def _held_out(run: Run, data: Dataset, out: list[int]) -> str:
     """What a person should know of the examples that never train."""
     if not out:
-        return f"  {len(data)} examples are too few to hold any out: nothing is evaluated; name a data.eval_path"
-    if run.eval.n > 0.2 * len(data.source):
-        told = f"eval.n = {run.eval.n} asked, {len(out)} held out: about a fifth of {len(data.source):,} rows, by lot"
-        return f"  {told}; data.eval_path can name more"
-    return f"  {len(out):,} of {len(data):,} examples held out: about eval.n = {run.eval.n} rows"
+        rows = data.report.used
+        return f"  {rows} rows are too few to hold any out: nothing is evaluated; name a data.eval_path"
+    number, rows = asked(run, data), len({data.row(j) for j in out})
+    told = f"  {len(out):,} of {len(data):,} examples held out: those of {rows:,} rows"
+    if rows < number:
+        told += f" ({number - rows:,} more drawn that cannot train)"
+    if number < run.eval.n:
+        told += f"; eval.n = {run.eval.n} asked, at most a fifth is: data.eval_path can name more"
+    return told
 
 
 # -- models ------------------------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ FILE = "pipeline.json"
 
 def train(recipe: str | Path | Run | Pipeline, **options: Any) -> Path:
     """Run a recipe, or a pipeline of several; returns the folder. The options are those of `train.run.train` and
-    `run_pipeline`: out, resume, show, tell."""
+    `run_pipeline`: out, resume, show, sample, tell."""
     if isinstance(recipe, Pipeline) or (not isinstance(recipe, Run) and is_pipeline(recipe)):
         return run_pipeline(recipe, **options)
     return runs.train(recipe, **options)
@@ -45,11 +45,13 @@ def run_pipeline(
     out: str | Path | None = None,
     resume: bool = False,
     show: bool = True,
+    sample: bool = True,
     tell: Callable[[str], None] | None = None,
 ) -> Path:
     """Run the stages in order, or with `resume` those that are not done; returns the pipeline's folder.
 
-    With `resume`, `rounds` may differ from what the folder was started with, and nothing else. RecipeError, ValueError,
+    With `resume`, `rounds` may differ from what the folder was started with, and nothing else. `show`, `sample` and
+    `tell` are those of a single run. RecipeError, ValueError,
     TrainingError and RewardError as of a single run, from the stage that was announced last.
     """
     name = "pipeline" if isinstance(pipeline, Pipeline) else recipe_file(pipeline).stem
@@ -64,7 +66,7 @@ def run_pipeline(
             if runtime.first:
                 _open(folder, pipeline, resume)
             runtime.wait()
-            _Driver(pipeline, folder, places, runtime, say, show).drive()
+            _Driver(pipeline, folder, places, runtime, say, {"show": show, "sample": sample}).drive()
     finally:
         runtime.stop()
     return folder.path
@@ -114,10 +116,10 @@ class _Driver:
         places: list[Place],
         runtime: Runtime,
         say: Callable[[str], None],
-        show: bool,
+        shown: dict[str, bool],
     ):
         self.pipeline, self.folder, self.places = pipeline, folder, places
-        self.runtime, self.say, self.show = runtime, say, show
+        self.runtime, self.say, self.shown = runtime, say, shown
         self.entries: list[dict[str, Any]] = folder.read_json(FILE)["stages"]
 
     def drive(self) -> None:
@@ -148,7 +150,7 @@ class _Driver:
         """One stage, from its start or from where it was; returns what it measured."""
         work, folder = place.work, RunFolder(place.folder)
         if isinstance(work, Run):
-            runs.train(work, out=place.folder, resume=True, show=self.show, tell=self.say, runtime=self.runtime)
+            runs.train(work, out=place.folder, resume=True, tell=self.say, runtime=self.runtime, **self.shown)
             return last_metrics(folder)
         if self.runtime.first and not folder.holds_run:
             folder.create({"stage": place.name, "kind": place.kind, **json.loads(json.dumps(asdict(work)))})

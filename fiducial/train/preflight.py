@@ -15,6 +15,7 @@ from fiducial.core.tokens import collate
 from fiducial.core.total import count
 from fiducial.core.types import Encoded
 from fiducial.data import colour_sample
+from fiducial.evals.preference_health import unbalanced
 from fiducial.train.assemble import Assembly
 from fiducial.train.feeds import collate_examples
 from fiducial.train.loop import TrainingError, objective
@@ -37,9 +38,9 @@ class Preflight:
     lines: list[str] = field(default_factory=list)
 
 
-def preflight(assembly: Assembly, colours: bool) -> Preflight:
-    """Look before the first step. TrainingError if the longest batch does not fit or gives no finite loss; RecipeError
-    if the tokenizer knows too little of the data."""
+def preflight(assembly: Assembly, colours: bool, sample: bool = True) -> Preflight:
+    """Look before the first step; `sample` False keeps the text of the data out of the lines. TrainingError if the
+    longest batch does not fit or gives no finite loss; RecipeError if the tokenizer knows too little of the data."""
     refuse_unknown(assembly)
     run, method, world = assembly.run, assembly.method, assembly.parts.runtime.world
     parameters = list(assembly.parts.learner.parameters())
@@ -56,8 +57,11 @@ def preflight(assembly: Assembly, colours: bool) -> Preflight:
     if assembly.data.kind != "problems":
         roles, rows = trained_by_role(assembly.tokenizer, assembly.data)
         lines.append(_told_roles(roles, rows, len(assembly.data)))
-        shown = colour_sample(assembly.tokenizer.decode, assembly.data[0].encoded[0], colours, STRETCH)
-        lines += ["a row as the model reads it, what trains marked:", "  " + shown.replace("\n", "\n  ")]
+        if skew := unbalanced(assembly.data.report.labels, run.hparams):
+            lines.append(f"unbalanced: {skew[0]}; {skew[1]}")
+        if sample:
+            shown = colour_sample(assembly.tokenizer.decode, assembly.data[0].encoded[0], colours, STRETCH)
+            lines += ["a row as the model reads it, what trains marked:", "  " + shown.replace("\n", "\n  ")]
     return Preflight(total, number, memory, longest, dict(roles), lines)
 
 

@@ -37,6 +37,7 @@ def train(
     out: str | Path | None = None,
     resume: bool = False,
     show: bool = True,
+    sample: bool = True,
     tell: Callable[[str], None] | None = None,
     runtime: Runtime | None = None,
 ) -> Path:
@@ -44,8 +45,8 @@ def train(
 
     RecipeError or ValueError: the recipe or the data is wrong, found before the first step. TrainingError or
     RewardError: the run failed, its checkpoints are whole, and stopped.json says why, as it does whatever else ends a
-    run before its time. `show` False draws no progress; `tell` gets the lines for people. Whoever gives a `runtime`
-    stops it.
+    run before its time. `show` False draws no progress, `sample` False shows no row of the data; `tell` gets the lines
+    for people. Whoever gives a `runtime` stops it.
     """
     run = (recipe if isinstance(recipe, Run) else read_recipe(recipe)).resolved()
     out = Path(out) if out else Path("runs") / (run.method if isinstance(recipe, Run) else Path(recipe).stem)
@@ -55,7 +56,7 @@ def train(
     try:
         with folder.lock() if runtime.first else nullcontext():
             _open(folder, run, resume, runtime)
-            _train(run, folder, resume, runtime, show, say)
+            _train(run, folder, resume, runtime, show, sample, say)
     finally:
         if own:
             runtime.stop()
@@ -115,14 +116,16 @@ def refuse_changed_data(folder: RunFolder) -> None:
             )
 
 
-def _train(run: Run, folder: RunFolder, resume: bool, runtime: Runtime, show: bool, say: Callable[[str], None]) -> None:
+def _train(
+    run: Run, folder: RunFolder, resume: bool, runtime: Runtime, show: bool, sample: bool, say: Callable[[str], None]
+) -> None:
     assembly = assemble(run, runtime, folder.path / "tokenizer", say)
     parts, method = assembly.parts, assembly.method
     checkpoints = Checkpoints(folder.checkpoints, run.checkpoint.keep)
     state = State(make_optimizer(run, parts.learner))
     fresh = not (resume and _go_on(folder, checkpoints, assembly, state, say))
     if fresh:
-        _begin(run, folder, assembly, say)
+        _begin(run, folder, assembly, sample, say)
     held = Held(assembly)
     if fresh and held.told:
         say(f"  {held.told}")
@@ -146,9 +149,9 @@ def _train(run: Run, folder: RunFolder, resume: bool, runtime: Runtime, show: bo
         runtime.wait()
 
 
-def _begin(run: Run, folder: RunFolder, assembly: Assembly, say: Callable[[str], None]) -> None:
+def _begin(run: Run, folder: RunFolder, assembly: Assembly, sample: bool, say: Callable[[str], None]) -> None:
     """Look before the first step; only what passes becomes a run folder."""
-    look = preflight(assembly, sys.stderr.isatty())
+    look = preflight(assembly, sys.stderr.isatty(), sample)
     if assembly.parts.runtime.first:
         if not folder.holds_run:
             folder.create(run.to_json())
