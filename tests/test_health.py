@@ -104,6 +104,11 @@ CASES = {
         lambda s: {"entropy": 0.5 if s < 60 else 0.01},
         ("warning", "entropy, step 69", "entropy fell from 0.5 to 0.01", "raise clip_high"),
     ),  # means of ten: ten values of 0.01 below 0.05 only when 0.5 has left the window, at step 69
+    "cheating": (
+        "grpo",
+        from_step(31, "hack/skip_think", 0.0, 0.4),
+        ("warning", "hack/skip_think, step 33", "is 40.0 %; healthy is 0.0 % to 10.0 %", "cheats the format"),
+    ),
     "truncation": (
         "grpo",
         from_step(31, "completions/clipped_ratio", 0.0, 0.4),

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fiducial.core.answers import read_number
+from fiducial.core.roles import parse_roles
 from fiducial.core.types import Problem
 from fiducial.data import tasks
 from fiducial.data.tasks import arith, base, countdown, kk, kk_logic, kk_perturbation, reasoning_gym
@@ -486,7 +487,7 @@ def test_one_solution_each_by_independent_enumeration():
         for _ in range(draws):
             problem = kk.TASK.generate(rng, n_people=n, max_depth=rng.choice((2, 3)))
             assert enumerate_solutions(problem.fields["statements"]) == [problem.fields["solution"]]
-            stated = kk.parse(problem.fields["answer"], problem.fields["names"])
+            stated = parse_roles(problem.fields["answer"], problem.fields["names"], kk_logic.LEAVES)
             assert stated == problem.fields["solution"]
 
 

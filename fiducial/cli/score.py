@@ -64,6 +64,7 @@ def main(argv: list[str]) -> int:
             "parts": {
                 name: {"verdict": part.verdict, "value": part.value, "why": part.why} for name, part in s.parts.items()
             },
+            "flags": s.flags,
         }
         for i, s in enumerate(scores)
     ]

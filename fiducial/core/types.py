@@ -35,6 +35,7 @@ class Score:
     parts: dict[str, Score] = field(default_factory=dict)  # the sources of a weighted combination
     graded: bool = False  # the value is a plain number, which nobody called right or wrong: see `of_number`
     seconds: float = field(default=0.0, compare=False)  # that judging took
+    flags: dict[str, bool] = field(default_factory=dict)  # what was looked for, by the name of the metric of its rate
 
     def __post_init__(self):
         judged = self.verdict in ("correct", "wrong")
@@ -47,7 +48,7 @@ class Score:
         says only whether it is full marks, 1 or more.
 
         >>> Score.of_number(0.75)
-        Score(value=0.75, verdict='wrong', why='', parts={}, graded=True, seconds=0.0)
+        Score(value=0.75, verdict='wrong', why='', parts={}, graded=True, seconds=0.0, flags={})
         """
         return Score(value, "correct" if value >= 1 else "wrong", graded=value not in (0, 1))
 

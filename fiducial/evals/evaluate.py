@@ -177,6 +177,7 @@ def summarise(
         metrics[name], intervals[name] = interval.value, (interval.low, interval.high)
     verdicts = Counter(_score(rollout).verdict for rollout in flat)
     metrics["unjudged"] = sum(verdicts[verdict] for verdict in FAILED) / len(flat)
+    metrics |= {name: raised / looked for name, (raised, looked) in flag_counts(flat).items()}
     metrics |= {**rewards(flat), **lengths(flat), **diversity(groups, answers)}
     counted = {verdict: verdicts[verdict] for verdict in VERDICTS if verdicts[verdict]}
     return Evaluation(task, n, k, metrics, intervals, counted, per_problem, groups, greedy)
@@ -200,6 +201,13 @@ def rewards(rollouts: Sequence[Rollout]) -> dict[str, float]:
     """Mean reward of the completions that have one."""
     values = [r.reward for r in rollouts if r.reward is not None]
     return {"reward": fmean(values)} if values else {}
+
+
+def flag_counts(rollouts: Sequence[Rollout]) -> dict[str, tuple[int, int]]:
+    """Flag -> (completions that raised it, completions in which it was looked for), over the scores there are."""
+    looked = [flag for r in rollouts if r.score for flag in r.score.flags.items()]
+    raised, number = Counter(name for name, is_raised in looked if is_raised), Counter(name for name, _ in looked)
+    return {name: (raised[name], count) for name, count in number.items()}
 
 
 def lengths(rollouts: Sequence[Rollout]) -> dict[str, float]:

@@ -108,6 +108,11 @@ WATCHED = (
         "eval/unjudged", "the verifier fails on held-out problems: their accuracy is too low by up to this share", True
     ),
     Watch("eval/self_bleu", "the samples of a problem are copies: raise the temperature or stop earlier"),
+    *(
+        Watch(name, "the policy cheats the format: look at its rollouts (column flags), then add a penalty or a gate")
+        for name in METRICS
+        if name.startswith("hack/")
+    ),
 )
 
 

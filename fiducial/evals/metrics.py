@@ -124,6 +124,30 @@ METRICS: dict[str, Metric] = {
         "Prompts whose completions all have the same reward: they teach nothing.", "share", (0.0, 0.6)
     ),
     "rewards/<source>/mean": Metric("Mean of one reward source, before weighting.", "reward", better="up"),
+    "hack/skip_think": Metric(
+        "Completions without a thought, or with one of fewer than five words.", "share", (0.0, 0.1), "down"
+    ),
+    "hack/reason_in_answer": Metric(
+        "Completions whose answer argues or is long, where only the answer is wanted.", "share", (0.0, 0.1), "down"
+    ),
+    "hack/repeat_guess": Metric(
+        "Completions with several answers, or with both roles for one person.", "share", (0.0, 0.1), "down"
+    ),
+    "hack/irrelevant_padding": Metric(
+        "Completions with text outside of the blocks, or with a thought that stutters or is mostly signs.",
+        "share",
+        (0.0, 0.1),
+        "down",
+    ),
+    "hack/wrong_organisation": Metric(
+        "Completions that hold the right answer where it cannot be read.", "share", (0.0, 0.1), "down"
+    ),
+    "hack/revisit_think": Metric(
+        "Completions that think again after the answer has begun.", "share", (0.0, 0.1), "down"
+    ),
+    "hack/echo_prompt": Metric(
+        "Completions whose thought copies the question or is a placeholder.", "share", (0.0, 0.1), "down"
+    ),
     "verdict/correct": Metric("Completions that the verifier found correct.", "share", better="up"),
     "verdict/wrong": Metric("Completions that the verifier found wrong.", "share", better="down"),
     "verdict/unparseable": Metric("Completions without a readable answer.", "share", (0.0, 0.2), "down"),

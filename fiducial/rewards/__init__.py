@@ -16,6 +16,7 @@ from fiducial.rewards.combine import Weighted
 from fiducial.rewards.constraints import Constraints
 from fiducial.rewards.exact import Exact
 from fiducial.rewards.format import Format
+from fiducial.rewards.logic import LogicReward
 from fiducial.rewards.math import Math
 from fiducial.rewards.numeric import Numeric
 from fiducial.rewards.regex import Regex
@@ -48,6 +49,9 @@ VERIFIERS: dict[str, VerifierEntry] = {
     "regex": VerifierEntry("the row's `pattern` (or `answer`) matches the completion", Regex),
     "math": VerifierEntry("the answer is mathematically equal to the row's `answer`", Math),
     "format": VerifierEntry("one <think> block, then one <answer> block", Format),
+    "logic_reward": VerifierEntry(
+        "Logic-RL's sum of format and answer for knights and knaves: 3, -0.5, -1, -3", LogicReward
+    ),
     "constraints": VerifierEntry("the row's instructions (IFEval's 25 kinds) are all followed", Constraints),
 }
 

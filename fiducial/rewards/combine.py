@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fiducial.core.types import Reward, Score
 
 
 class Weighted:
-    """The weighted sum of rewards, R = sum_k w_k R_k, with its parts kept in `Score.parts`.
+    """The weighted sum of rewards, R = sum_k w_k R_k, with its parts kept in `Score.parts` and
+    their flags in `Score.flags`.
 
     The verdict is "correct" when every part with a positive weight is correct, else "wrong"; a graded part (a plain
     number) has a say only where all are, and then the whole is graded. A part that could not be scored makes the whole
@@ -43,6 +45,10 @@ class Weighted:
         return [self._combine({name: scores[i] for name, scores in scored.items()}) for i in range(len(completions))]
 
     def _combine(self, parts: dict[str, Score]) -> Score:
+        flags = {name: value for part in parts.values() for name, value in part.flags.items()}
+        return replace(self._value(parts), flags=flags) if flags else self._value(parts)
+
+    def _value(self, parts: dict[str, Score]) -> Score:
         if self.gate and parts[self.gate].verdict == "wrong":
             return Score(self.gate_value, "wrong", f"gate {self.gate}: {parts[self.gate].why}", parts)
         value, judging = 0.0, []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fiducial.core.types import Score
@@ -10,6 +11,20 @@ from fiducial.rewards.verdicts import Verifier, score
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 _SHAPE = re.compile(r"\s*<think>.*</think>\s*<answer>.*</answer>\s*", re.DOTALL)
+
+
+def prompt_text(row: Mapping[str, Any]) -> str:
+    """A row's prompt as text, of a chat the last message; empty where there is none."""
+    prompt = row.get("prompt")
+    if isinstance(prompt, Sequence) and prompt and isinstance(prompt[-1], Mapping):
+        prompt = prompt[-1].get("content")
+    return prompt if isinstance(prompt, str) else ""
+
+
+def with_prefilled(completion: str, row: Mapping[str, Any], prefilled: bool = False) -> str:
+    """The completion with the `<think>` that the end of its prompt holds, which the policy then need not write."""
+    opened = prefilled or prompt_text(row).rstrip().endswith("<think>")
+    return f"<think>{completion}" if opened and not completion.lstrip().startswith("<think>") else completion
 
 
 class Format(Verifier):
@@ -26,10 +41,7 @@ class Format(Verifier):
 
     def judge(self, completion: str, row: dict[str, Any]) -> Score:
         """The score of one completion."""
-        prompt = row.get("prompt")
-        opened = isinstance(prompt, str) and prompt.rstrip().endswith("<think>")
-        if (opened or self.prefilled) and not completion.lstrip().startswith("<think>"):
-            completion = "<think>" + completion
+        completion = with_prefilled(completion, row, self.prefilled)
         for tag in TAGS:
             count = completion.count(tag)
             if count != 1:

@@ -37,6 +37,7 @@ from fiducial.core.types import (
 )
 from fiducial.data import Dataset, Item
 from fiducial.data.dataset import prompt_length
+from fiducial.evals.evaluate import flag_counts
 from fiducial.rewards import RewardError
 from fiducial.rewards.verdicts import told
 from fiducial.train.learner import PER_PAIR
@@ -222,6 +223,8 @@ class GroupFeed:
             parts = [r.score.parts[name] for r in rollouts if r.score and name in r.score.parts]
             known = [value for part in parts if (value := self.run.verdicts.reward(part)) is not None]
             meter.add(f"rewards/{name}/mean", sum(known), len(known))
+        for name, noticed in flag_counts(rollouts).items():
+            meter.add(name, *noticed)
 
 
 def asked(item: Item) -> tuple[Problem, list[int]]:

@@ -265,6 +265,7 @@ def plain(rollout: Rollout, tokens: bool = True) -> dict[str, Any]:
     score = row.pop("score") or {}
     row["prompt"] = rollout.prompt
     row |= {"verdict": score.get("verdict"), "why": score.get("why")}
+    row["flags"] = score.get("flags") or {}
     row["scores"] = {name: part["value"] for name, part in (score.get("parts") or {}).items()}
     if not tokens:
         row = {key: value for key, value in row.items() if key not in ("token_ids", "mask", "sampler_logprobs")}

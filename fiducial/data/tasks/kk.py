@@ -6,11 +6,11 @@ arXiv:2502.14768): exactly one role for each person named, or it counts as unpar
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Any
 
+from fiducial.core.roles import parse_roles
 from fiducial.core.types import CORRECT, Problem, Score
 from fiducial.data.tasks import kk_logic as logic
 from fiducial.data.tasks.base import Setting, Task
@@ -19,7 +19,6 @@ from fiducial.data.tasks.kk_logic import Formula
 NAMES = (
     "Zoey Oliver Liam Emma Noah Ava Ethan Mia Lucas Lily Jack Ella Henry Grace Owen Chloe Logan Ruby Leo Alice".split()
 )  # fmt: skip
-MAX_CHARACTERS = 2000  # of an answer
 
 DIFFICULTY = {
     "n_people": Setting(3, 2, 8, "how many people"),
@@ -104,28 +103,6 @@ def render(solution: Sequence[bool], names: Sequence[str], roles: Sequence[str] 
     return "\n".join(f"({i}) {name} is {_a(roles[not knight])}" for i, (name, knight) in enumerate(pairs, start=1))
 
 
-def parse(text: str, names: Sequence[str], roles: Sequence[str] = logic.LEAVES) -> list[bool]:
-    """The assignment that an answer states: exactly one role per person, in any order. Otherwise a ValueError.
-
-    >>> parse("Oliver is a knight, Zoey: knave", ["Zoey", "Oliver"])
-    [False, True]
-    """
-    if len(text) > MAX_CHARACTERS:
-        raise ValueError(f"the answer is longer than {MAX_CHARACTERS} characters")
-    role = "|".join(re.escape(word) for word in roles)
-    who = "|".join(re.escape(name) for name in names)
-    words = re.findall(rf"\b(?:{role})s?\b", text, re.IGNORECASE)
-    stated = re.findall(rf"\b({who})\b\s*(?:is\b|:|=|-)\s*(?:an?\b\s*)?({role})\b", text, re.IGNORECASE)
-    if len(words) != len(names) or len(stated) != len(names):
-        raise ValueError(
-            f"the answer must give {len(names)} people one role each; it has {len(words)} roles: {text[:80]!r}"
-        )
-    found = {name.lower(): word.lower() == roles[0].lower() for name, word in stated}
-    if len(found) != len(names):
-        raise ValueError(f"the answer gives somebody two roles: {text[:80]!r}")
-    return [found[name.lower()] for name in names]
-
-
 def think(problem: Problem, rng: Random) -> str:
     """Suppose roles person by person, and go back at the first contradiction: one line per supposition."""
     fields = problem.fields
@@ -173,7 +150,7 @@ def judge(text: str, fields: Mapping[str, Any]) -> Score:
     """Every person's role must be right."""
     names, roles = fields["names"], fields["roles"]
     try:
-        stated = parse(text, names, roles)
+        stated = parse_roles(text, names, roles)
     except ValueError as error:
         return Score(None, "unparseable", str(error))
     mistaken = [name for name, said, true in zip(names, stated, fields["solution"], strict=True) if said != true]
