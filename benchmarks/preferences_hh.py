@@ -39,7 +39,8 @@ from fiducial.sampling.local import LocalSampler
 from fiducial.sampling.policy import Policy
 from fiducial.sampling.scorer import ModelReward
 from fiducial.train.assemble import Assembly, assemble
-from fiducial.train.loop import State, make_optimizer, steps
+from fiducial.train.loop import steps
+from fiducial.train.parts import State
 from fiducial.train.runtime import Runtime
 
 NEW = NewModel(hidden=96, layers=2, heads=3, max_length=320, vocab_size=1024)
@@ -132,7 +133,7 @@ def trained(run: Run) -> Assembly:
     """The parts of a run after its last step. Nothing is written."""
     run = run.resolved()
     assembly = assemble(run, Runtime(), None, lambda line: None)
-    for _ in steps(run, assembly.method, assembly.parts, State(make_optimizer(run, assembly.parts.learner))):
+    for _ in steps(run, assembly.method, assembly.parts, State.begin(run, assembly.parts)):
         pass
     return assembly
 

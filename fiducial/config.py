@@ -112,6 +112,15 @@ class Optim:
 
 
 @dataclass(frozen=True)
+class Critic:
+    """Networks that forecast rewards, of methods that train some (`fiducial methods ID` names them)."""
+
+    path: str | dict[str, str] = ""  # a reward model's folder, or one by critic's name; empty: the policy's trunk
+    lr_scale: float = 5.0  # its learning rate as a multiple of optim.lr
+    warmup: int = 0  # first steps in which critics train and the policy stands still
+
+
+@dataclass(frozen=True)
 class Sampling:
     """How completions are drawn, in training and in evaluation."""
 
@@ -182,6 +191,7 @@ class Run:
     hparams: dict[str, Any] = field(default_factory=dict)  # the method's own: `fiducial methods ID`
     kl: dict[str, Any] | KL = field(default_factory=dict)  # weight, estimator, place: over the method's own
     optim: Optim = Optim()
+    critic: Critic = Critic()
     sampling: Sampling = Sampling()
     reward: str | dict[str, float] = ""  # a verifier, "file.py:function", or names and weights; empty: the task's
     verdicts: Verdicts = Verdicts()
@@ -241,6 +251,12 @@ def _check(run: Run, method: Method) -> None:
         (o.warmup >= 0, f"optim.warmup must be 0 or more steps; it is {o.warmup}"),
         (0 <= o.final <= 1, f"optim.final is a share of lr, in [0, 1]; it is {o.final}"),
         (o.weight_decay >= 0, f"optim.weight_decay must be 0 or more; it is {o.weight_decay}"),
+        (run.critic.lr_scale > 0, f"critic.lr_scale must be positive; it is {run.critic.lr_scale}"),
+        (run.critic.warmup >= 0, f"critic.warmup must be 0 or more steps; it is {run.critic.warmup}"),
+        (
+            bool(method.critics) or run.critic == Critic(),
+            f"{method.name} trains no critic: leave out the [critic] table",
+        ),
         (o.clip >= 0, f"optim.clip must be 0 (off) or more; it is {o.clip}"),
         (all(0 <= b < 1 for b in o.betas), f"optim.betas must lie in [0, 1); they are {o.betas}"),
         (0 <= v.max_failed <= 1, f"verdicts.max_failed is a share, in [0, 1]; it is {v.max_failed}"),
@@ -296,6 +312,11 @@ def _sampling_rules(run: Run, method: Method) -> list[tuple[bool, str]]:
     if method.samples:
         return [
             (s.n >= method.min_group, f"{method.name} needs sampling.n of at least {method.min_group}; it is {s.n}"),
+            (
+                o.epochs * o.minibatches >= method.min_updates,
+                f"{method.name} is about several updates on one batch: set optim.epochs x optim.minibatches to "
+                f"{method.min_updates} or more; it is {o.epochs * o.minibatches}",
+            ),
             (s.temperature > 0, "sampling.temperature must be positive in training: greedy samples teach nothing"),
             (o.minibatches <= examples, few),
         ]

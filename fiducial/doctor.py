@@ -12,7 +12,7 @@ from fiducial.data.dataset import UNKNOWN
 from fiducial.evals.health import Finding, read_run, rows_skipped
 from fiducial.evals.preference_health import unbalanced
 from fiducial.train.assemble import Assembly, assemble
-from fiducial.train.loop import TrainingError
+from fiducial.train.parts import TrainingError
 from fiducial.train.preflight import Preflight, preflight
 from fiducial.train.roles import WRITTEN
 from fiducial.train.runtime import Runtime

@@ -19,7 +19,7 @@ from fiducial.store import RunFolder
 from fiducial.train.assemble import assemble
 from fiducial.train.checkpoint import Checkpoints, restore
 from fiducial.train.holdout import Held
-from fiducial.train.loop import State, make_optimizer
+from fiducial.train.parts import State
 from fiducial.train.runtime import Runtime
 
 NEW = "hidden = 32\nlayers = 1\nheads = 1\nmax_length = 48\ntokenizer = 'word'\nvocab_size = 100"
@@ -142,7 +142,7 @@ def test_a_run_that_goes_on_is_measured_from_where_it_first_began(runs):
     assembly = assemble(run, Runtime(), folder.path / "tokenizer", lambda line: None)
     saved, _ = Checkpoints(folder.checkpoints).newest(up_to=2)
     assert saved is not None
-    restore(assembly.parts, State(make_optimizer(run, assembly.parts.learner)), saved)
+    restore(assembly.parts, State.begin(run, assembly.parts), saved)
     found = Held(assembly).measure(2)
     logged = next(row for row in evaluations(folder.path) if row["step"] == 2)
     assert found["weights_distance"] == logged["weights_distance"] > 0

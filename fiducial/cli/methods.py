@@ -30,7 +30,7 @@ def entry(name: str, method: Method) -> dict[str, Any]:
         "needs": list(method.needs),
         "hparams": method.hparams,
         "kl": vars(method.kl),
-        "learners": [method.learns],
+        "learners": [method.learns, *method.critics],
         "anchors": sorted(anchors),
         "rows": method.kind,
         "samples": method.samples,

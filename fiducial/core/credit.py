@@ -71,6 +71,68 @@ def group_normalized(rewards: Tensor, group: Tensor, *, std: str = "population",
     return torch.where(agrees, 0.0, centred / (spread + std_epsilon).clamp(min=ZERO_STD)).to(rewards.dtype)
 
 
+def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
+    """Centred and divided by the standard deviation over the masked entries (n - 1), [N, L] -> [N, L], 0 elsewhere.
+
+    `shift_mean` False adds the mean back. Fewer than two entries, or entries that agree, are only centred.
+
+    >>> whiten(torch.tensor([[1.0, 3.0, 7.0]]), torch.tensor([[True, True, False]]))
+    tensor([[-0.7071,  0.7071,  0.0000]])
+    """
+    live = x[mask].double()
+    if len(live) == 0:
+        return torch.zeros_like(x)
+    mean = live.mean()
+    spread = (live.var() + 1e-8).sqrt() if len(live) > 1 else torch.ones_like(mean)
+    whitened = (x.double() - mean) / spread + (0.0 if shift_mean else mean)
+    return torch.where(mask, whitened, 0.0).to(x.dtype)
+
+
+def gae(
+    token_rewards: Tensor, old_values: Tensor, mask: Tensor, gamma: float = 1.0, lam: float = 0.95
+) -> tuple[Tensor, Tensor]:
+    """Generalized advantage estimation (Schulman et al. 2016, arXiv:1506.02438): advantages and returns, [N, L] each.
+
+        delta_t = r_t + gamma V_{t+1} - V_t,   A_t = delta_t + gamma lam A_{t+1},   return_t = A_t + V_t
+
+    V and A are 0 after a row's last masked token. Tokens in between that the policy did not write (a tool's output) are
+    passed over; a reward that stands on one goes to the policy's last token before it.
+
+    >>> advantages, returns = gae(torch.tensor([[0.0, 0.0, 1.0]]), torch.tensor([[9.0, 0.5, 0.25]]),
+    ...                           torch.tensor([[False, True, True]]), lam=1.0)
+    >>> advantages, returns
+    (tensor([[0.0000, 0.5000, 0.7500]]), tensor([[0., 1., 1.]]))
+    """
+    advantages, returns = torch.zeros_like(token_rewards), torch.zeros_like(token_rewards)
+    ahead, value, stray = (torch.zeros_like(token_rewards[:, 0]) for _ in range(3))
+    for t in reversed(range(token_rewards.shape[1])):
+        live, reward = mask[:, t], token_rewards[:, t] + stray
+        now = torch.where(live, old_values[:, t], 0.0)
+        gain = reward + gamma * value - now + gamma * lam * ahead
+        advantages[:, t] = torch.where(live, gain, 0.0)
+        returns[:, t] = torch.where(live, gain + now, 0.0)
+        ahead, value = torch.where(live, gain, ahead), torch.where(live, now, value)
+        stray = torch.where(live, 0.0, reward)
+    return advantages, returns
+
+
+def gae_credit(
+    token_rewards: Tensor,
+    old_values: Tensor,
+    mask: Tensor,
+    *,
+    gamma: float = 1.0,
+    lam: float = 0.95,
+    whiten_rewards: bool = False,
+    whiten_adv: bool = True,
+) -> dict[str, Tensor]:
+    """`gae` as PPO uses it: rewards scaled to deviation 1 (not centred) if asked, advantages whitened over the step."""
+    if whiten_rewards:
+        token_rewards = whiten(token_rewards, mask, shift_mean=False)
+    advantages, returns = gae(token_rewards, old_values, mask, gamma, lam)
+    return {"advantages": whiten(advantages, mask) if whiten_adv else advantages, "returns": returns}
+
+
 def _reinforce(
     state: dict[str, float],
     rewards: Tensor,

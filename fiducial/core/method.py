@@ -54,12 +54,25 @@ GLOSSARY: dict[str, str] = {
     "token_rewards": "[B, L] the same placed on tokens: the outcome on the last one, a KL penalty on each",
     "group": "[B] rows with the same number share a prompt",
     "advantages": "[B, L] credit per token",
+    "values": "[B, L] the critic's forecast of the rewards to come, made before the token is written",
+    "old_values": "[B, L] the same at the sampling weights",
+    "returns": "[B, L] what the critic is to forecast",
+    "cost_values": "[B, L] the cost critic's forecast; likewise below",
+    "old_cost_values": "[B, L]",
+    "cost_returns": "[B, L]",
+    "costs": "[B] cost of each completion: the recipe's `cost`",
+    "token_costs": "[B, L] the same placed on the last token",
+    "kl_penalty": "[B, L] what a KL in the reward takes from each token's reward, 0 without one",
+    "greedy_rewards": "[B] reward of the prompt's greedy completion",
     "preferences": "[N, N] within one prompt: how likely completion i is better than j",
     "draws": "[N + 1] within one prompt: uniform numbers in [0, 1), one for each completion and one more",
     "logits": "[B, L, V] the policy's scores that token t was drawn from; position 0 is 0",
     "ref_logits": "[B, L, V] the reference's",
 }
-OF_CREDIT = ("rewards", "token_rewards", "group")  # what a credit function may ask for
+OF_CREDIT = (  # what a credit function may ask for
+    *("rewards", "token_rewards", "costs", "token_costs", "kl_penalty", "greedy_rewards"),
+    *("old_values", "old_cost_values", "group", "mask"),
+)
 OF_SELECTION = ("rewards", "preferences", "draws")  # what a selection may ask for, of one prompt
 KL_ESTIMATORS = ("k1", "k2", "k3", "k1+", "k3+", "full")
 
@@ -84,15 +97,20 @@ class KL:
             raise ValueError(f"kl.place must be 'loss' or 'reward'; it is {self.place!r}")
 
 
+Credit = Tensor | dict[str, Tensor]  # advantages, or several tensors by name: also `returns`, for a critic
+
+
 @dataclass(frozen=True)
 class Running:
     """Credit with memory, as two pure functions. The trainer keeps the state in its checkpoints.
 
-    init() -> state; update(state, <glossary tensors>, <hyperparameters>) -> (advantages, new state).
+    init() -> state; update(state, <glossary tensors>, <hyperparameters>) -> (credit, new state). `shown` names numbers
+    of the state that are logged at each step.
     """
 
-    init: Callable[[], dict[str, float]]
-    update: Callable[..., tuple[Tensor, dict[str, float]]]
+    init: Callable[[], dict[str, Any]]
+    update: Callable[..., tuple[Credit, dict[str, Any]]]
+    shown: tuple[str, ...] = ()
 
 
 class Choice(NamedTuple):
@@ -127,33 +145,40 @@ class Method:
 
     What trains comes from rows of a file, or is sampled while training:
 
-    - `credit` turns the rewards of a prompt's completions into advantages (feed "groups" only), [B] or [B, L];
+    - `credit` turns the rewards of a prompt's completions into advantages (feed "groups" only), [B] or [B, L], or into
+      {"advantages": .., "returns": ..};
     - `select` makes pairs, demonstrations or labels of them: (tensors of one prompt) -> [Choice], feed as named. With
       `given` "demos" the first completion is the row's own, and the others are sampled.
 
     `sampled_by` says who samples, the policy or its reference. `anchors` says how frozen networks move: a schedule
     (step, steps, *, hyperparameters) -> the share of the policy that enters the anchor before that step.
     `measures` gives metrics of its own, [B] each, from the tensors and hyperparameters that it names, like the loss.
+    `critics` are networks that are trained beside the policy: {the tensor that one forecasts: its unreduced loss}.
     `rows` "joint": a pair's rows are both completions in one text, chosen first and rejected first.
     `target` names the closed form in `exact` that the method claims to reach; `fiducial prove` holds it to that.
     `choices` and `ranges` say which values hyperparameters may take, `trial` what `prove` tries those with that have no
-    default. `idle` says when an optional tensor is not supplied: {tensor: (hyperparameter, its value)}.
-    `stages` are those of the pipeline that the method is a part of.
+    default. `idle` says when an optional tensor is not supplied: {tensor: (hyperparameter, its value or values)}.
+    `min_updates` is how many updates of a step the method is about; `fresh_optimizer` says before which steps the
+    optimizer forgets: (step, steps, *, hyperparameters) -> bool. `stages` are those of the pipeline that the method is
+    a part of.
     """
 
     paper: str
     feed: Feed
     loss: Callable[..., Tensor]
     per: Per
-    credit: Callable[..., Tensor] | Running | None = None
+    credit: Callable[..., Credit] | Running | None = None
     select: Callable[..., list[Choice]] | None = None
     given: Literal["problems", "demos"] = "problems"
     sampled_by: Literal["policy", "ref"] = "policy"
     anchors: dict[str, Callable[..., float]] = field(default_factory=dict)
     measures: Callable[..., dict[str, Tensor]] | None = None
+    critics: dict[str, Callable[..., Tensor]] = field(default_factory=dict)
+    fresh_optimizer: Callable[..., bool] | None = None
     rows: Literal["separate", "joint"] = "separate"
     kl: KL = KL()
     min_group: int = 1  # completions of a prompt that credit or selection needs
+    min_updates: int = 1
     target: str | None = None
     title: str = ""
     family: str = ""
@@ -164,26 +189,39 @@ class Method:
     stages: tuple[str, ...] = ()
 
     def __post_init__(self):
-        for name in (*self.needs, *self.credit_needs, *self.select_needs):
-            if name not in GLOSSARY:
-                near = difflib.get_close_matches(name, GLOSSARY, 1)
-                hint = f"perhaps {near[0]!r}" if near else f"known are {', '.join(GLOSSARY)}"
-                raise ValueError(f"{self.name} asks for the tensor {name!r}, which no one supplies: {hint}")
-        for needs, given, asker in (
-            (self.needs, set(GLOSSARY) - {"rewards", "token_rewards", "preferences", "draws"}, "loss"),
-            (self.credit_needs, set(OF_CREDIT), "credit function"),
-            (self.select_needs, set(OF_SELECTION), "selection"),
+        self._check_names()
+        self._check_roles()
+
+    def _check_names(self) -> None:
+        """Every tensor that a function of the record asks for is one that somebody supplies."""
+        always = set(GLOSSARY) - (set(OF_CREDIT) - {"group", "mask"}) - set(OF_SELECTION)
+        forecasts = {f"{p}{name}" for name in self.critics for p in ("", "old_")}
+        of_critics = forecasts | {name.replace("values", "returns") for name in self.critics} | {"mask"}
+        of_losses = [(_positional(loss), of_critics, "critic's loss") for loss in self.critics.values()]
+        for names, given, asker in (
+            (self.needs, always, "loss"),
+            (self.credit_needs, {*OF_CREDIT}, "credit function"),
+            (self.select_needs, {*OF_SELECTION}, "selection"),
+            *of_losses,
         ):
-            if missing := [name for name in needs if name not in given]:
-                raise ValueError(f"{self.name}: no one gives a {asker} {missing[0]!r}; it may ask for {sorted(given)}")
-        for name in self.needs:
-            if name not in _GIVEN_BY[self.feed] | _GIVEN_ALWAYS:
-                raise ValueError(
-                    f"{self.name}: its rows are {self.feed}, which give no {name!r}; they give "
-                    f"{', '.join(sorted(_GIVEN_BY[self.feed] | _GIVEN_ALWAYS))}"
-                )
+            for name in names:
+                if name not in GLOSSARY:
+                    near = difflib.get_close_matches(name, GLOSSARY, 1)
+                    hint = f"perhaps {near[0]!r}" if near else f"known are {', '.join(GLOSSARY)}"
+                    raise ValueError(f"{self.name} asks for the tensor {name!r}, which no one supplies: {hint}")
+                if name not in given:
+                    raise ValueError(f"{self.name}: no one gives a {asker} {name!r}; it may ask for {sorted(given)}")
+        from_rows = _GIVEN_BY[self.feed] | _GIVEN_ALWAYS
+        if missing := [name for name in self.needs if name not in from_rows]:
+            raise ValueError(
+                f"{self.name}: its rows are {self.feed}, which give no {missing[0]!r}; they give "
+                f"{', '.join(sorted(from_rows))}"
+            )
+
+    def _check_roles(self) -> None:
+        """The record's parts go together."""
         for tensor, (hparam, _) in self.idle.items():
-            if tensor not in self.needs or hparam not in self.hparams:
+            if tensor not in (*self.needs, *self.credit_needs) or hparam not in self.hparams:
                 raise ValueError(
                     f"{self.name}: idle says when {tensor!r} is left out by {hparam!r}; it has no such thing"
                 )
@@ -191,6 +229,11 @@ class Method:
             raise ValueError(f"{self.name}: feed 'groups' and a credit function go together")
         if self.select is not None and self.feed == "groups":
             raise ValueError(f"{self.name}: a selection makes pairs, demos or labels; its feed cannot be 'groups'")
+        if self.critics and self.feed != "groups":
+            raise ValueError(f"{self.name}: a critic forecasts rewards, so its feed must be 'groups'")
+        for name in self.credit_needs:
+            if name.startswith("old_") and name.removeprefix("old_") not in self.critics:
+                raise ValueError(f"{self.name}: its credit asks for {name!r}, which needs a critic for it in `critics`")
         if self.sampled_by == "ref" and "ref" not in self.anchors:
             raise ValueError(f"{self.name}: it samples from the reference, so anchors must say how 'ref' moves")
 
@@ -205,7 +248,17 @@ class Method:
 
     def needs_with(self, hparams: dict[str, Any]) -> tuple[str, ...]:
         """Names of the tensors that the loss takes with these hyperparameters."""
-        return tuple(n for n in self.needs if n not in self.idle or hparams[self.idle[n][0]] != self.idle[n][1])
+        return tuple(name for name in self.needs if not self._idles(name, hparams))
+
+    def credit_needs_with(self, hparams: dict[str, Any]) -> tuple[str, ...]:
+        """Names of the tensors that the credit function takes with these hyperparameters."""
+        return tuple(name for name in self.credit_needs if not self._idles(name, hparams))
+
+    def _idles(self, tensor: str, hparams: dict[str, Any]) -> bool:
+        if tensor not in self.idle:
+            return False
+        hparam, values = self.idle[tensor]
+        return hparams[hparam] in (values if isinstance(values, tuple) else (values,))
 
     @property
     def select_needs(self) -> tuple[str, ...]:
@@ -245,7 +298,7 @@ class Method:
 
     @property
     def hparams(self) -> dict[str, Any]:
-        """Hyperparameters with their defaults: the loss's, then those of credit, selection and anchors.
+        """Hyperparameters with their defaults: the loss's, then those of credit, critics, selection and anchors.
 
         One without a default is None here and in `required`.
         """
@@ -263,7 +316,8 @@ class Method:
     @property
     def _functions(self) -> list[Callable[..., Any]]:
         credit = self.credit.update if isinstance(self.credit, Running) else self.credit
-        return [f for f in (self.loss, credit, self.select, *self.anchors.values()) if f is not None]
+        schedules = (*self.anchors.values(), self.fresh_optimizer)
+        return [f for f in (self.loss, credit, *self.critics.values(), self.select, *schedules) if f is not None]
 
     def settings(self, given: dict[str, Any]) -> dict[str, Any]:
         """All hyperparameters, `given` over defaults. ValueError on an unknown name or a value out of range."""
@@ -301,6 +355,11 @@ class Method:
             raise ValueError(f"{self.name} returned one number; a loss is unreduced, [B, L] or [B]: `per` averages it")
         return loss
 
+    def call_critic(self, name: str, tensors: dict[str, Tensor], hparams: dict[str, Any]) -> Tensor:
+        """The loss of the critic of this name, unreduced."""
+        loss = self.critics[name]
+        return loss(*(tensors[needed] for needed in _positional(loss)), **_known(loss, hparams))
+
     def call_measures(self, tensors: dict[str, Tensor], hparams: dict[str, Any]) -> dict[str, Tensor]:
         """The method's own metrics, [B] each."""
         if self.measures is None:
@@ -319,16 +378,24 @@ class Method:
         schedule = self.anchors[anchor]
         return schedule(step, steps, **_known(schedule, hparams))
 
+    def forgets(self, step: int, steps: int, hparams: dict[str, Any]) -> bool:
+        """Whether the optimizer starts anew before this step."""
+        fresh = self.fresh_optimizer
+        return fresh is not None and fresh(step, steps, **_known(fresh, hparams))
+
     def assign_credit(
-        self, tensors: dict[str, Tensor], hparams: dict[str, Any], state: dict[str, float]
-    ) -> tuple[Tensor, dict[str, float]]:
-        """Advantages of the completions, [B] or [B, L], and the credit function's next state."""
-        credit = self.credit
-        assert credit is not None
-        named = [tensors[name] for name in self.credit_needs]
-        if isinstance(credit, Running):
-            return credit.update(state or credit.init(), *named, **_known(credit.update, hparams))
-        return credit(*named, **_known(credit, hparams)), state
+        self, tensors: dict[str, Tensor], hparams: dict[str, Any], state: dict[str, Any]
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Credit of the completions by name, "advantages" among them, [B] or [B, L], and the function's next state."""
+        assert self.credit is not None
+        wanted = self.credit_needs_with(hparams)
+        named = [tensors[name] if name in wanted else None for name in self.credit_needs]
+        if isinstance(self.credit, Running):
+            update = self.credit.update
+            found, state = update(state or self.credit.init(), *named, **_known(update, hparams))
+        else:
+            found = self.credit(*named, **_known(self.credit, hparams))
+        return found if isinstance(found, dict) else {"advantages": found}, state
 
 
 _PAIRED = {

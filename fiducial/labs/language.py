@@ -27,7 +27,7 @@ from fiducial.labs.training import training
 from fiducial.models.chat import encode, encode_prompt
 from fiducial.sampling.local import LocalSampler
 from fiducial.sampling.policy import Policy
-from fiducial.train.loop import Report
+from fiducial.train.parts import Report
 
 TOPICS = ("Art", "Bees", "Chess", "Dogs")
 WORDS = tuple(consonant + vowel for consonant in "bdfg" for vowel in "aeio")

@@ -21,7 +21,8 @@ from fiducial.exact.tables import SoftmaxTable
 from fiducial.labs.base import BLUE, GREY, ORANGE, Criterion, Lab, Plot, Result
 from fiducial.methods import METHODS
 from fiducial.prove.problems import FixedFeed, exact_run, make_parts, preference_pairs
-from fiducial.train.loop import State, steps
+from fiducial.train.loop import steps
+from fiducial.train.parts import State
 
 BETA, ROUNDS = 1.0, 4
 REF = torch.tensor([[0.5, 0.3, 0.2]], dtype=torch.float64)

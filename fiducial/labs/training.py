@@ -12,8 +12,9 @@ from fiducial.config import Optim
 from fiducial.core.types import Tokens
 from fiducial.methods import METHODS
 from fiducial.prove.problems import exact_run, make_parts
-from fiducial.train.loop import Report, State, make_optimizer, steps
+from fiducial.train.loop import steps
 from fiducial.train.measure import Meter
+from fiducial.train.parts import Report, State
 
 
 class Stream:
@@ -44,4 +45,4 @@ def training(
     method = METHODS[name]
     run = exact_run(method, steps=number, seed=seed, optim=optim, hparams=hparams)
     parts = make_parts(method, model, Stream(make), copy.deepcopy(model if ref is None else ref))
-    return steps(run, method, parts, State(make_optimizer(run, parts.learner)))
+    return steps(run, method, parts, State.begin(run, parts))

@@ -15,7 +15,7 @@ from fiducial.core.tokens import collate
 from fiducial.core.types import Encoded, Tokens
 from fiducial.exact.tables import ScoreTree, TokenTree
 from fiducial.prove.problems import CUT_BOUND, Check, exact_run, random_batch, ready, toy, value_and_gradient
-from fiducial.train.loop import Parts
+from fiducial.train.parts import Parts
 
 
 def battery(method: Method) -> Iterator[Check]:

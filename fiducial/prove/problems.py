@@ -17,8 +17,10 @@ from fiducial.core.types import Encoded, Tokens
 from fiducial.exact.tables import ScoreTree, TokenTree
 from fiducial.train.anchors import Anchor
 from fiducial.train.learner import Learner
-from fiducial.train.loop import Parts, State, make_optimizer, objective, prepare, steps
+from fiducial.train.loop import objective, steps
 from fiducial.train.measure import Meter
+from fiducial.train.parts import Parts, State
+from fiducial.train.prepare import prepare
 
 CUT_BOUND = 1e-10  # float64: how a batch is cut
 FIT_BOUND = 1e-6  # a trained table against its closed form, max-norm
@@ -76,7 +78,7 @@ def solve(
     """Run the real trainer on an exact expectation until it stands still."""
     run = replace(run, optim=optim)
     parts = make_parts(method, model, feed, ref)
-    for _ in steps(run, method, parts, State(make_optimizer(run, parts.learner))):
+    for _ in steps(run, method, parts, State.begin(run, parts)):
         pass
 
 

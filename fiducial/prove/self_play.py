@@ -28,8 +28,9 @@ from fiducial.prove.problems import (
     random_table,
     solve,
 )
-from fiducial.train.loop import State, make_optimizer, steps
+from fiducial.train.loop import steps
 from fiducial.train.measure import Meter
+from fiducial.train.parts import State
 
 
 class OwnPairs:
@@ -87,13 +88,13 @@ def moving_reference(method: Method) -> list[Check]:
     for number in range(rounds):
         if number:
             parts.ref.move(parts.learner, 1.0, parts.runtime)
-        for _ in steps(still, method, parts, State(make_optimizer(still, parts.learner))):
+        for _ in steps(still, method, parts, State.begin(still, parts)):
             pass
     goal = moving_reference_optimum(start.softmax(-1), REWARDS, beta, rounds)
     error = float((model.probabilities() - goal).abs().max())
     moved = exact_run(method, steps=12, optim=UNTIL_STILL, hparams={"beta": beta, "alpha": 1.0, "sync_steps": 5})
     parts = make_parts(method, model, feed, SoftmaxTable(start))
-    losses = [r.metrics["loss"] for r in steps(moved, method, parts, State(make_optimizer(moved, parts.learner)))]
+    losses = [r.metrics["loss"] for r in steps(moved, method, parts, State.begin(moved, parts))]
     gap = max(abs(losses[step] - math.log(2)) for step in (5, 10))
     return [
         Check(method.name, f"after {rounds} rounds = ref exp(n r/beta)/Z", error, FIT_BOUND),

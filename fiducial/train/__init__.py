@@ -4,7 +4,7 @@ import sys
 import types
 from typing import Any
 
-from fiducial.train.loop import TrainingError
+from fiducial.train.parts import TrainingError
 from fiducial.train.pipeline import train
 
 __all__ = ["TrainingError", "train"]

@@ -27,7 +27,7 @@ from fiducial.sampling.local import LocalSampler
 from fiducial.train.anchors import Anchor
 from fiducial.train.feeds import GroupFeed, RowFeed
 from fiducial.train.learner import Learner
-from fiducial.train.loop import Parts
+from fiducial.train.parts import Parts
 from fiducial.train.runtime import Runtime
 from fiducial.train.selected import SelectFeed
 from fiducial.train.start import Start
@@ -77,6 +77,7 @@ def assemble(
         tell(_held_out(run, data, out))
     held = read(run, method, held_source, tokenizer, model) if held_source is not None else data
     held_rows = list(range(min(len(held), run.eval.n))) if held_source is not None else out
+    critics = make_critics(run, method, model, tokenizer, runtime)
     trained = wrap(run, method, model)
     temperature = run.sampling.temperature if method.feed == "groups" else 1.0
     learner = Learner(trained, method.learns, temperature, run.model.autocast).to(runtime.device)
@@ -85,7 +86,8 @@ def assemble(
     if method.samples or (run.eval.k and method.learns == "policy"):
         sampler, hand_over = make_sampler(trained, tokenizer, learner, runtime, everywhere=method.samples)
     verify = make_reward(run) if method.judged else None
-    runtime.shard(learner)
+    for network in (learner, *critics.values()):
+        runtime.shard(network)
     if method.samples:
         writer = sampler
         if method.sampled_by == "ref":
@@ -94,7 +96,7 @@ def assemble(
         feed: Any = (SelectFeed if method.select else GroupFeed)(run, method, data, writer, verify, runtime, keep)
     else:
         feed = RowFeed(run, method, data, runtime, keep)
-    parts = Parts(learner, feed, anchors, hand_over if method.samples else nothing_to_hand_over, runtime)
+    parts = Parts(learner, feed, anchors, critics, hand_over if method.samples else nothing_to_hand_over, runtime)
     return Assembly(
         run,
         method,
@@ -376,6 +378,28 @@ def reference(run: Run, method: Method, policy: Learner, tokenizer: Any, runtime
     else:
         learner = copy.deepcopy(policy).requires_grad_(False)
     return {"ref": Anchor(learner, moves)}
+
+
+def make_critics(run: Run, method: Method, policy: Any, tokenizer: Any, runtime: Runtime) -> dict[str, Learner]:
+    """The method's critics: each a reward model's network, or the policy's own with a head that forecasts 0."""
+    paths = run.critic.path
+    if isinstance(paths, dict) and (unknown := set(paths) - set(method.critics)):
+        raise RecipeError(f"critic.path names {sorted(unknown)[0]!r}; {method.name} trains {', '.join(method.critics)}")
+    found = {}
+    for name in method.critics:
+        path = paths.get(name, "") if isinstance(paths, dict) else paths
+        if path:
+            network, theirs = models.load_reward_model(path, DTYPES[run.model.dtype], runtime.device)
+            if theirs.get_vocab() != tokenizer.get_vocab():
+                raise RecipeError(f"critic.path: {path} has another vocabulary than the policy")
+        else:
+            network = models.RewardModel(copy.deepcopy(policy))
+            torch.nn.init.zeros_(network.score.weight)
+        if run.model.gradient_checkpointing:
+            network.set_gradient_checkpointing(True)
+        network.eval()
+        found[name] = Learner(network, "critic", autocast=run.model.autocast).to(runtime.device)
+    return found
 
 
 def _hard_only(run: Run, method: Method) -> None:

@@ -23,7 +23,8 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from fiducial.store import sync_folder
-from fiducial.train.loop import Parts, State, TrainingError
+from fiducial.train.learner import Learner
+from fiducial.train.parts import Parts, State, TrainingError
 
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 _NAME = re.compile(r"step-(\d+)")
@@ -31,12 +32,9 @@ _NAME = re.compile(r"step-(\d+)")
 
 def collect(parts: Parts, state: State) -> dict[str, Any]:
     """All that a run needs to go on, gathered from all ranks. Random draws are functions of the step: none to save."""
-    # Before its first step an optimizer has no state, and asking torch for it makes some: AdamW would count a step.
-    begun, learner = bool(state.optimizer.state), parts.learner
     return {
         "anchors": {name: anchor.state() for name, anchor in parts.anchors.items() if anchor.moves},
-        "model": get_model_state_dict(learner, options=_WHOLE),
-        "optimizer": get_optimizer_state_dict(learner, state.optimizer, options=_WHOLE) if begun else {},
+        "learners": {name: _collect(*both) for name, both in state.optimizers(parts).items()},
         "credit": state.credit,
         "step": state.step,
     }
@@ -44,13 +42,22 @@ def collect(parts: Parts, state: State) -> dict[str, Any]:
 
 def restore(parts: Parts, state: State, saved: dict[str, Any]) -> None:
     """Put a run back where `collect` found it, on any number of ranks."""
-    learner = parts.learner
     for name, weights in saved["anchors"].items():
         parts.anchors[name].restore(weights)
-    set_model_state_dict(learner, saved["model"], options=_WHOLE)
-    if saved["optimizer"]:
-        set_optimizer_state_dict(learner, state.optimizer, saved["optimizer"], options=_WHOLE)
+    for name, (learner, optimizer) in state.optimizers(parts).items():
+        set_model_state_dict(learner, saved["learners"][name]["model"], options=_WHOLE)
+        if saved["learners"][name]["optimizer"]:
+            set_optimizer_state_dict(learner, optimizer, saved["learners"][name]["optimizer"], options=_WHOLE)
     state.credit, state.step = saved["credit"], saved["step"]
+
+
+def _collect(learner: Learner, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    # Before its first step an optimizer has no state, and asking torch for it makes some: AdamW would count a step.
+    begun = bool(optimizer.state)
+    return {
+        "model": get_model_state_dict(learner, options=_WHOLE),
+        "optimizer": get_optimizer_state_dict(learner, optimizer, options=_WHOLE) if begun else {},
+    }
 
 
 class Checkpoints:

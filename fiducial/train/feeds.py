@@ -41,8 +41,8 @@ from fiducial.evals.evaluate import flag_counts
 from fiducial.rewards import RewardError
 from fiducial.rewards.verdicts import told
 from fiducial.train.learner import PER_PAIR
-from fiducial.train.loop import TrainingError
 from fiducial.train.measure import Meter
+from fiducial.train.parts import TrainingError
 from fiducial.train.runtime import Runtime
 
 

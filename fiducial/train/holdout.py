@@ -22,8 +22,10 @@ from fiducial.judges import judge
 from fiducial.models.chat import encode_prompt
 from fiducial.train.assemble import Assembly
 from fiducial.train.feeds import collate_examples, mismatched, trainable
-from fiducial.train.loop import State, objective, passes, prepare
+from fiducial.train.loop import objective
 from fiducial.train.measure import Meter, measure, measure_demos
+from fiducial.train.parts import State
+from fiducial.train.prepare import passes, prepare
 
 ACCURACIES = ("accuracy", "rewards/accuracies", "ranking_accuracy", "ranking_accuracy_len_norm")  # have an interval
 FULL_ROWS = 4  # completions in a pass that keeps the scores of the whole vocabulary

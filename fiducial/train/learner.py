@@ -15,7 +15,7 @@ from fiducial.core.types import Tokens
 class Learner(nn.Module):
     """One module with one `forward`, which is what FSDP shards and autocast wraps.
 
-    `kind` "policy" scores tokens; "reward_model" scores sequences.
+    `kind` "policy" scores tokens; "reward_model" scores sequences; "critic" forecasts at each token.
     """
 
     def __init__(self, model: Any, kind: str = "policy", temperature: float = 1.0, autocast: bool = False):
@@ -23,11 +23,15 @@ class Learner(nn.Module):
         self.model, self.kind, self.temperature, self.autocast = model, kind, temperature, autocast
 
     def forward(self, batch: Tokens, want_logits: bool = False) -> dict[str, Tensor]:
-        """{"logprobs": [B, L], "hits": [B, L]} and, if wanted, "logits" [B, L, V], all aligned; or {"scores": [B]}."""
+        """{"logprobs": [B, L], "hits": [B, L]} and, if wanted, "logits" [B, L, V], all aligned; or {"scores": [B]}, or
+        {"values": [B, L]}, at each token the forecast made before it."""
         with torch.autocast(batch.input_ids.device.type, torch.bfloat16, enabled=self.autocast):
             if self.kind == "reward_model":
                 scores = self.model(batch.input_ids, batch.extra["lengths"])
                 return {"scores": scores if scores.dtype == torch.float64 else scores.float()}
+            if self.kind == "critic":
+                values = self.model.values(batch.input_ids)
+                return {"values": align((values if values.dtype == torch.float64 else values.float())[:, :-1])}
             hidden = self.model.hidden(batch.input_ids)
             logprobs, hits = masked_logprobs(hidden, self.model.head, batch.input_ids, batch.mask, self.temperature)
             out = {"logprobs": logprobs, "hits": hits}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fiducial.config import Run
 from fiducial.core.divergence import K3_LIMIT, kl_estimate
-from fiducial.core.method import Method
+from fiducial.core.method import Method, Running
 from fiducial.core.types import Tokens
 from fiducial.evals.diagnostics import right
 from fiducial.train.runtime import Runtime
@@ -190,6 +190,36 @@ def measure_labels(run: Run, tensors: dict[str, Tensor], batch: Tokens, meter: M
             meter.mean(f"rewards/{name}", rewards, weight)
     if "batch_kl" in tensors:
         meter.add("kl/batch", tensors["batch_kl"])
+
+
+def measure_critic(run: Run, name: str, tensors: dict[str, Tensor], batch: Tokens, loss: Tensor, meter: Meter) -> None:
+    """A critic's loss, and how much of its forecasts is clipped."""
+    meter.add(f"loss/{name}", loss.detach(), 0.0)
+    limit = run.hparams.get("clip_value")
+    if limit:
+        moved = (tensors[name] - tensors[f"old_{name}"]).abs() > limit
+        meter.mean(f"{name}/clipfrac", moved.double(), batch.mask * batch.weight[:, None])
+
+
+def measure_credit(
+    method: Method,
+    memory: dict[str, Any],
+    given: dict[str, Tensor],
+    found: dict[str, Tensor],
+    runtime: Runtime,
+    meter: Meter,
+) -> None:
+    """Of the whole step, which every rank sees: how well critics forecast, and what the credit function remembers."""
+    share = 1.0 / runtime.world
+    mask = given["mask"]
+    for name in method.critics:
+        goal = found["returns" if name == "values" else name.replace("values", "returns")]
+        if int(mask.sum()) > 1 and float(spread := goal[mask].double().var()) > 0:
+            rest = (goal - given[f"old_{name}"])[mask].double().var()
+            meter.add(f"{name}/explained_variance", float(1 - rest / spread) * share, share)
+    if isinstance(method.credit, Running):
+        for name in method.credit.shown:
+            meter.add(name, memory[name] * share, share)
 
 
 def _compare(accuracy: str, margin: str, good: Tensor, bad: Tensor, weight: Tensor, meter: Meter) -> None:

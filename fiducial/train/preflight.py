@@ -18,7 +18,8 @@ from fiducial.data import colour_sample
 from fiducial.evals.preference_health import unbalanced
 from fiducial.train.assemble import Assembly
 from fiducial.train.feeds import collate_examples
-from fiducial.train.loop import TrainingError, objective
+from fiducial.train.loop import objective
+from fiducial.train.parts import TrainingError
 from fiducial.train.roles import trained_by_role
 from fiducial.train.selected import SelectFeed
 
@@ -97,6 +98,7 @@ def memory_of(assembly: Assembly) -> dict[str, int]:
         "weights": _held(parameters),
         "gradients": gradients,
         "optimizer": 2 * gradients,  # AdamW's two averages
+        "critics": 4 * sum(_held(critic.parameters()) for critic in parts.critics.values()),  # with both
         "reference": sum(_held(anchor.learner.parameters()) for anchor in frozen),
         "start": assembly.start.bytes,  # on the CPU
         "sampler": copied * sum(p.numel() * p.element_size() for p in parameters),  # whole on each rank
@@ -145,6 +147,8 @@ def dry_pass(assembly: Assembly) -> int:
     try:
         loss: Any = objective(run, method, parts, batch, count(batch))[0]
         loss.backward()
+        for critic in parts.critics.values():
+            critic(batch)["values"].sum().backward()
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and "memory" not in str(error):  # torch has no CPU class of its own
             raise
@@ -153,7 +157,8 @@ def dry_pass(assembly: Assembly) -> int:
             "optim.rows_per_pass, or set model.gradient_checkpointing = true"
         ) from error
     finally:
-        parts.learner.zero_grad(set_to_none=True)
+        for network in (parts.learner, *parts.critics.values()):
+            network.zero_grad(set_to_none=True)
     if not torch.isfinite(loss):
         raise TrainingError(
             f"the loss of the first pass is {float(loss.detach())}: the weights or the data are damaged"

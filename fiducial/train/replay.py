@@ -9,7 +9,8 @@ from fiducial.config import RecipeError, Run, from_table
 from fiducial.store import RunFolder
 from fiducial.train.assemble import assemble
 from fiducial.train.checkpoint import Checkpoints, restore
-from fiducial.train.loop import State, make_optimizer, steps
+from fiducial.train.loop import steps
+from fiducial.train.parts import State
 from fiducial.train.run import evidence
 from fiducial.train.runtime import Runtime
 
@@ -36,7 +37,7 @@ def replay(path: str | Path, step: int) -> dict[str, Any]:
             f"{folder.path} has no whole checkpoint before step {step}: {'; '.join(passed) or 'none kept'}"
         )
     assembly = assemble(run, runtime, folder.path / "tokenizer", lambda line: None)
-    state = State(make_optimizer(run, assembly.parts.learner))
+    state = State.begin(run, assembly.parts)
     restore(assembly.parts, state, saved)
     assembly.parts.hand_over(state.step)
     report = next(report for report in steps(run, assembly.method, assembly.parts, state) if report.step == step - 1)

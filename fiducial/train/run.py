@@ -22,7 +22,8 @@ from fiducial.train.assemble import Assembly, assemble, load_model, wrap
 from fiducial.train.checkpoint import Checkpoints, collect, restore
 from fiducial.train.holdout import Held
 from fiducial.train.log import Logger
-from fiducial.train.loop import Report, State, make_optimizer, steps
+from fiducial.train.loop import steps
+from fiducial.train.parts import Report, State
 from fiducial.train.preflight import preflight
 from fiducial.train.runtime import Runtime
 from fiducial.train.stopped import told_if_stopped
@@ -122,7 +123,7 @@ def _train(
     assembly = assemble(run, runtime, folder.path / "tokenizer", say)
     parts, method = assembly.parts, assembly.method
     checkpoints = Checkpoints(folder.checkpoints, run.checkpoint.keep)
-    state = State(make_optimizer(run, parts.learner))
+    state = State.begin(run, parts)
     fresh = not (resume and _go_on(folder, checkpoints, assembly, state, say))
     if fresh:
         _begin(run, folder, assembly, sample, say)
@@ -143,7 +144,9 @@ def _train(
             for report in steps(run, method, parts, state):
                 book.enter(report, state)
         if runtime.world > 1:
-            book.weights = collect(parts, state)["model"]  # also where a run goes on after its last checkpoint
+            book.weights = collect(parts, state)["learners"]["policy"][
+                "model"
+            ]  # also where a run goes on after its last checkpoint
         if runtime.first:
             book.finish(say)
         runtime.wait()

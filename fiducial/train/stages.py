@@ -23,7 +23,7 @@ from fiducial.rewards.verdicts import told
 from fiducial.sampling.local import LocalSampler
 from fiducial.store import RunFolder
 from fiducial.train.assemble import DTYPES, renamed
-from fiducial.train.loop import TrainingError
+from fiducial.train.parts import TrainingError
 from fiducial.train.plan import Average, Gold, Sample
 from fiducial.train.run import plain
 from fiducial.train.runtime import Runtime

@@ -9,7 +9,7 @@ from typing import Any
 
 from fiducial.rewards import RewardError
 from fiducial.store import RunFolder
-from fiducial.train.loop import TrainingError
+from fiducial.train.parts import TrainingError
 
 AGAIN = "mend what this names, then go on with --resume"
 ANEW = (

@@ -26,8 +26,10 @@ from fiducial.methods import METHODS
 from fiducial.train.anchors import Anchor
 from fiducial.train.feeds import mismatched
 from fiducial.train.learner import Learner
-from fiducial.train.loop import Parts, objective, prepare
+from fiducial.train.loop import objective
 from fiducial.train.measure import Meter
+from fiducial.train.parts import Parts
+from fiducial.train.prepare import prepare
 
 WIDTH = 14
 OFF = KL(weight=0.0)
@@ -593,7 +595,7 @@ def credit(name, rewards=REWARDS, **hparams) -> Tensor:
     kept = ~rewards.isnan()
     group = (torch.arange(len(rewards)) // 3)[kept]
     found, _ = METHODS[name].assign_credit({"rewards": rewards[kept], "group": group}, hparams, {})
-    return found
+    return found["advantages"]
 
 
 def trl_grpo_credit(trl, scale, rewards=REWARDS) -> Tensor:

@@ -16,7 +16,7 @@ from small_runs import STEPS, die, finish, recipe, saved, start
 
 from fiducial.store import RunFolder
 from fiducial.train.checkpoint import Checkpoints, fault
-from fiducial.train.loop import TrainingError
+from fiducial.train.parts import TrainingError
 
 METHODS = ("sft", "bt_reward_model", "dpo", "reinforce_lm", "rloo", "grpo")
 LORA = ("--model.lora.rank", "4", "--kl.weight", "0.1")  # the reference is the base model inside
@@ -227,7 +227,7 @@ def test_saving_before_the_first_step_leaves_the_optimizer_alone():
     from fiducial.exact.tables import SoftmaxTable
     from fiducial.train.checkpoint import collect, restore
     from fiducial.train.learner import Learner
-    from fiducial.train.loop import Parts, State, make_optimizer
+    from fiducial.train.parts import Parts, State, make_optimizer
 
     model = SoftmaxTable(torch.zeros(1, 2))
     parts = Parts(Learner(model), cast(Any, "no feed: nothing trains"))
