@@ -54,18 +54,27 @@ class TokenTree(nn.Module):
 
     def hidden(self, input_ids: Tensor) -> Tensor:
         """[B, L] -> [B, L, V]: logits after each prefix; beyond the depth they mean nothing."""
-        node = torch.zeros(len(input_ids), dtype=torch.long)
-        nodes = [node]
-        for t in range(1, input_ids.shape[1]):
-            node = (node * (self.vocab + 1) + input_ids[:, t] + 1).clamp(max=self.theta.shape[1] - 1)
-            nodes.append(node)
-        return self.theta[input_ids[:, :1], torch.stack(nodes, 1)]
+        return self.theta[input_ids[:, :1], prefixes(input_ids, self.vocab, self.theta.shape[1])]
 
     def head(self, hidden: Tensor) -> Tensor:
         return hidden
 
     def forward(self, input_ids: Tensor) -> Tensor:
         return self.head(self.hidden(input_ids))
+
+    def expected(self, rewards: Tensor, prompt: int = 0) -> Tensor:
+        """Exact V after every prefix that can be met, [nodes], 0 elsewhere: the mean of `rewards` [Y] over the ways in
+        which the response may go on."""
+        with torch.no_grad():
+            chances = self.response_logprobs(prompt).exp()
+        value, mass = torch.zeros(2, self.theta.shape[1], dtype=torch.float64)
+        for chance, reward, response in zip(chances, rewards, self.responses(), strict=True):
+            node = 0
+            for token in response:
+                value[node] += chance * reward
+                mass[node] += chance
+                node = node * (self.vocab + 1) + token + 1
+        return torch.where(mass > 0, value / mass.clamp(min=1e-300), 0.0)
 
     def responses(self) -> list[tuple[int, ...]]:
         """The tokens of every complete response: those that stop (their last token is 0), and those of full depth."""
@@ -88,6 +97,33 @@ class TokenTree(nn.Module):
                 node = node * (self.vocab + 1) + token + 1
             out.append(total)
         return torch.stack(out)
+
+
+def prefixes(input_ids: Tensor, vocab: int, nodes: int) -> Tensor:
+    """The number of the prefix that each position ends, [B, L]; beyond the depth the last one."""
+    node = torch.zeros(len(input_ids), dtype=torch.long)
+    found = [node]
+    for t in range(1, input_ids.shape[1]):
+        node = (node * (vocab + 1) + input_ids[:, t] + 1).clamp(max=nodes - 1)
+        found.append(node)
+    return torch.stack(found, 1)
+
+
+class ValueTree(nn.Module):
+    """A critic with a free forecast after every prefix of up to `depth` tokens; start is 0 or random."""
+
+    def __init__(self, vocab: int, depth: int, prompts: int = 1, seed: int | None = None):
+        super().__init__()
+        self.vocab = vocab
+        forecast = torch.zeros(prompts, (vocab + 1) ** depth, dtype=torch.float64)
+        if seed is not None:
+            forecast.normal_(generator=torch.Generator().manual_seed(seed))
+        self.forecast = nn.Parameter(forecast)
+        self.config = SimpleNamespace(vocab_size=vocab, max_length=depth + 1)
+
+    def values(self, input_ids: Tensor) -> Tensor:
+        """The forecast after each position: [B, L] -> [B, L]."""
+        return self.forecast[input_ids[:, :1], prefixes(input_ids, self.vocab, self.forecast.shape[1])]
 
 
 class ScoreTree(nn.Module):

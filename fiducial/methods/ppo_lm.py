@@ -49,6 +49,7 @@ METHOD = Method(
     credit=credit.gae_credit,
     critics={"values": value_loss},
     kl=KL(weight=0.05, estimator="k1", place="reward"),
+    target="actor_critic",
     ranges={
         "clip_low": Range(0, 1, open="low"),
         "clip_high": Range(0, open="low"),

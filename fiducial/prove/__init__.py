@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fiducial.core.method import Method
+from fiducial.prove.actor_critic import actor_critic
 from fiducial.prove.battery import battery
 from fiducial.prove.gradients import policy_gradient, success_gradient
 from fiducial.prove.identities import identities
@@ -44,6 +45,7 @@ TARGETS: dict[str, Callable[[Method], list[Check]]] = {
     "best_of_n": best_of_several,
     "policy_gradient": policy_gradient,
     "success_gradient": success_gradient,
+    "actor_critic": actor_critic,
 }
 
 

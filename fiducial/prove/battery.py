@@ -24,23 +24,8 @@ def battery(method: Method) -> Iterator[Check]:
     kl = KL(0.1, "k3", "loss") if method.learns == "policy" else KL()
     run = exact_run(method, kl)
     parts, batch = ready(run, method, model, random_batch(method), ref)
-    everything = batch.num_units
-    value, gradient = value_and_gradient(run, method, parts, batch, everything)
-
-    def same(name: str, other: Tokens, size: int = everything) -> Check:
-        other_value, other_gradient = value_and_gradient(run, method, parts, other, size)
-        gaps = torch.cat([(gradient - other_gradient).abs(), torch.tensor([value - other_value]).abs()])
-        error = float(gaps.max())  # NaN where anything is NaN
-        return Check(method.name, name, error, CUT_BOUND)
-
-    yield Check(method.name, "gradient is that of the value", *_differences(run, method, parts, batch, gradient))
-    yield same("micro-batches of 1 add up", batch, 1)
-    yield same("micro-batches of 4 add up", batch, 4)
-    yield same("row order does not matter", batch.select(torch.arange(everything).flip(0)))
-    yield same("padding does not matter", padded(batch))
-    yield same("what is not masked does not matter", poisoned(batch))
-    if method.feed != "groups":
-        yield same("a row of weight 2 is two rows", doubled(batch), everything)
+    for network in ("policy", *method.critics):
+        yield from invariances(run, method, parts, batch, network)
     yield Check(method.name, "finite for log-probs to -1e4 in float32", _overflow(method, run), 0.0)
     if method.feed in ("pairs", "labels"):
         side = "chosen" if method.feed == "pairs" else "wanted"
@@ -50,9 +35,33 @@ def battery(method: Method) -> Iterator[Check]:
         yield Check(method.name, name, _wrong_way(method, run), 0.0)
 
 
-def _differences(run: Run, method: Method, parts: Parts, batch: Tokens, gradient: Tensor) -> tuple[float, float]:
+def invariances(run: Run, method: Method, parts: Parts, batch: Tokens, network: str) -> Iterator[Check]:
+    """The gradient is that of the value, and neither depends on how a step is cut: of the policy, or of a critic."""
+    everything, of = batch.num_units, "" if network == "policy" else f"{network}: "
+    value, gradient = value_and_gradient(run, method, parts, batch, everything, network)
+
+    def same(name: str, other: Tokens, size: int = everything) -> Check:
+        other_value, other_gradient = value_and_gradient(run, method, parts, other, size, network)
+        gaps = torch.cat([(gradient - other_gradient).abs(), torch.tensor([value - other_value]).abs()])
+        error = float(gaps.max())  # NaN where anything is NaN
+        return Check(method.name, of + name, error, CUT_BOUND)
+
+    slopes = _differences(run, method, parts, batch, gradient, network)
+    yield Check(method.name, f"{of}gradient is that of the value", *slopes)
+    yield same("micro-batches of 1 add up", batch, 1)
+    yield same("micro-batches of 4 add up", batch, 4)
+    yield same("row order does not matter", batch.select(torch.arange(everything).flip(0)))
+    yield same("padding does not matter", padded(batch))
+    yield same("what is not masked does not matter", poisoned(batch))
+    if method.feed != "groups":
+        yield same("a row of weight 2 is two rows", doubled(batch), everything)
+
+
+def _differences(
+    run: Run, method: Method, parts: Parts, batch: Tokens, gradient: Tensor, network: str
+) -> tuple[float, float]:
     """Largest gap between the gradient and central differences of the value, and the bound: h^2 truncation, float64."""
-    (parameter,) = parts.learner.parameters()
+    (parameter,) = (parts.learner if network == "policy" else parts.critics[network]).parameters()
     flat, h, worst = parameter.data.view(-1), 1e-5, 0.0
     if not bool(gradient.isfinite().all()):
         return float("nan"), 1e-7
@@ -61,7 +70,7 @@ def _differences(run: Run, method: Method, parts: Parts, batch: Tokens, gradient
         sides = []
         for shift in (h, -2 * h):
             flat[i] += shift
-            sides.append(value_and_gradient(run, method, parts, batch, batch.num_units)[0])
+            sides.append(value_and_gradient(run, method, parts, batch, batch.num_units, network)[0])
         flat[i] += h
         worst = max(worst, abs((sides[0] - sides[1]) / (2 * h) - float(gradient[i])))
     return worst, 1e-7

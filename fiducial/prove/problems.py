@@ -14,10 +14,10 @@ from fiducial.core.method import KL, Method
 from fiducial.core.tokens import collate
 from fiducial.core.total import count
 from fiducial.core.types import Encoded, Tokens
-from fiducial.exact.tables import ScoreTree, TokenTree
+from fiducial.exact.tables import ScoreTree, TokenTree, ValueTree
 from fiducial.train.anchors import Anchor
 from fiducial.train.learner import Learner
-from fiducial.train.loop import objective, steps
+from fiducial.train.loop import critic_objective, objective, steps
 from fiducial.train.measure import Meter
 from fiducial.train.parts import Parts, State
 from fiducial.train.prepare import prepare
@@ -63,10 +63,13 @@ def exact_run(method: Method, kl: KL | None = None, n: int = 2, **changes: Any) 
 
 
 def make_parts(method: Method, model: nn.Module, feed: Any, ref: nn.Module | None) -> Parts:
-    """The learner and its frozen reference, as the trainer takes them."""
-
+    """The learner, its frozen reference and its critics (random forecasts on a tree), as the trainer takes them."""
     anchors = {"ref": Anchor(Learner(ref), "ref" in method.anchors)} if ref is not None else {}
-    return Parts(Learner(model, method.learns), feed, anchors)
+    critics = {}
+    for seed, name in enumerate(method.critics):
+        assert isinstance(model, TokenTree)
+        critics[name] = Learner(ValueTree(model.vocab, model.depth, seed=seed), "critic")
+    return Parts(Learner(model, method.learns), feed, anchors, critics)
 
 
 UNTIL_STILL = Optim(lr=0.1, schedule="cosine", clip=0.0, rows_per_pass=100_000, betas=(0.9, 0.99))
@@ -91,18 +94,26 @@ def ready(run: Run, method: Method, model: nn.Module, tokens: Tokens, ref: nn.Mo
     return parts, batch
 
 
-def value_and_gradient(run: Run, method: Method, parts: Parts, batch: Tokens, size: int) -> tuple[float, Tensor]:
-    """The scalar that one step minimises and its gradient, flat, accumulated over passes of `size` examples."""
+def value_and_gradient(
+    run: Run, method: Method, parts: Parts, batch: Tokens, size: int, network: str = "policy"
+) -> tuple[float, Tensor]:
+    """The scalar that one step minimises and its gradient, flat, accumulated over passes of `size` examples: the
+    policy's, or that of the critic named `network`."""
     counts, value = count(batch), 0.0
-    parts.learner.zero_grad()
+    learner = parts.learner if network == "policy" else parts.critics[network]
+    learner.zero_grad()
     whole = size >= batch.num_units  # then as it is: `select` would cut padding off
     for units in torch.arange(batch.num_units).split(size):
-        loss, _, _ = objective(run, method, parts, batch if whole else batch.select(units), counts)
+        micro = batch if whole else batch.select(units)
+        if network == "policy":
+            loss, _, _ = objective(run, method, parts, micro, counts)
+        else:
+            loss, _, _ = critic_objective(run, method, network, learner, micro, counts)
         if not loss.requires_grad:
-            raise ValueError(f"{method.name}'s loss has no gradient: it must depend on the policy's tensors")
+            raise ValueError(f"{method.name}'s loss has no gradient: it must depend on the {network}'s tensors")
         loss.backward()
         value += float(loss.detach())
-    gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parts.learner.parameters()]
+    gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in learner.parameters()]
     return value, torch.cat([g.flatten() for g in gradients])
 
 
@@ -124,7 +135,7 @@ def random_batch(method: Method, seed: int = 0, units: int = 6) -> Tokens:
     weight = 0.5 + uniform(units)
     batch.weight = torch.cat([weight, weight]) if pairs else weight
     if method.feed == "groups":  # a group that agrees would hide mistakes
-        batch.extra["rewards"] = uniform(len(rows))
+        batch.extra |= {name: uniform(len(rows)) for name in ("rewards", "costs", "greedy_rewards")}
         batch.weight = torch.ones_like(weight)
     for name in ("old_logprobs", "sampler_logprobs"):
         batch.extra[name] = -1.3 + 0.3 * uniform(*batch.mask.shape)

@@ -24,14 +24,15 @@ class Learner(nn.Module):
 
     def forward(self, batch: Tokens, want_logits: bool = False) -> dict[str, Tensor]:
         """{"logprobs": [B, L], "hits": [B, L]} and, if wanted, "logits" [B, L, V], all aligned; or {"scores": [B]}, or
-        {"values": [B, L]}, at each token the forecast made before it."""
+        {"values": [B, L]}, at each token that trains the forecast made before it."""
         with torch.autocast(batch.input_ids.device.type, torch.bfloat16, enabled=self.autocast):
             if self.kind == "reward_model":
                 scores = self.model(batch.input_ids, batch.extra["lengths"])
                 return {"scores": scores if scores.dtype == torch.float64 else scores.float()}
             if self.kind == "critic":
-                values = self.model.values(batch.input_ids)
-                return {"values": align((values if values.dtype == torch.float64 else values.float())[:, :-1])}
+                values = self.model.values(batch.input_ids)[:, :-1]
+                values = align(values if values.dtype == torch.float64 else values.float())
+                return {"values": torch.where(batch.mask, values, 0.0)}
             hidden = self.model.hidden(batch.input_ids)
             logprobs, hits = masked_logprobs(hidden, self.model.head, batch.input_ids, batch.mask, self.temperature)
             out = {"logprobs": logprobs, "hits": hits}
