@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from fiducial.methods import METHODS
 from fiducial.train.checkpoint import Checkpoints
 
 STEPS = 8
@@ -55,7 +56,7 @@ def recipe(folder: Path, method: str, model: str = "") -> Path:
     else:
         lines.append("task = 'arith'")
         tables.append("[data]\nrows = 50\ndifficulty = {steps = 1}")
-    if method in ("reinforce_lm", "rloo", "grpo"):
+    if METHODS[method].feed == "groups":
         (folder / "reward.py").write_text("def length(completion):\n    return len(completion) % 7\n")
         lines.append(f"reward = '{folder / 'reward.py'}:length'")
         tables.append("[sampling]\nn = 3\nmax_new_tokens = 10")

@@ -20,6 +20,7 @@ CASES = {
     "epochs in a step": ("grpo", "--optim.epochs", "2"),
     "KL in the reward": ("rloo", "--kl.weight", "0.1", "--kl.estimator", "full", "--kl.place", "reward"),
     "running baseline, credit per token": ("reinforce_lm", "--hparams.action_level", "token"),  # its own KL: k1
+    "a critic, minibatches, whitened": ("ppo_lm", "--optim.minibatches", "2"),
     "pairs, LoRA": ("dpo", *LORA),
     "samples, LoRA, KL in the loss": ("grpo", *LORA, *KL),
 }
