@@ -4,7 +4,6 @@ import math
 from dataclasses import replace
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,15 +27,15 @@ def rollout(prompt, text):
 
 
 class Stub:
-    """A writer: `chance(prompt, option)` is how likely it finds a completion, `say(prompt)` what it writes."""
+    """A writer: `chance(prompt, option)` is how likely it finds an option, `say(prompt)` what it writes."""
 
-    def __init__(self, chance=lambda prompt, option: [], say=lambda prompt: ""):
+    def __init__(self, chance=lambda prompt, option: 0.0, say=lambda prompt: ""):
         self.chance, self.say, self.prompts = chance, say, []
 
-    def logprobs(self, prompt, completion):
-        self.prompts.append(prompt)
-        stop = -5.0 if completion.strip() == "A" else -0.1  # must not count: it says nothing of the option
-        return torch.tensor([math.log(p) for p in self.chance(prompt, completion.strip())] + [stop])
+    def option_logprobs(self, prompts, options):
+        self.prompts += prompts
+        chances = [[self.chance(prompt, option.strip()) for option in options] for prompt in prompts]
+        return [[math.log(p) if p else -math.inf for p in row] for row in chances]
 
     def sample(self, prompts, n=1, seed=0, **decoding):
         assert decoding["temperature"] == 0.0
@@ -55,7 +54,7 @@ def by_length(prompt, option):
     """Bradley-Terry with the length as the score: an unbiased judge."""
     first, second = map(len, shown(prompt))
     p = 1 / (1 + math.exp(second - first))
-    return [0.5 * (p if option == "A" else 1 - p)]
+    return 0.5 * (p if option == "A" else 1 - p)
 
 
 ROWS = [
@@ -70,7 +69,7 @@ ROWS = [
 
 
 def test_a_judge_that_always_prefers_the_first_slot_gives_one_half():
-    judge = AIJudge(Stub(lambda prompt, option: [0.4 if option == "A" else 0.1]))
+    judge = AIJudge(Stub(lambda prompt, option: 0.4 if option == "A" else 0.1))
     made = ai_feedback(judge, ROWS)
     # p(first) = 0.4 / (0.4 + 0.1) = 0.8 in both orders: (0.8 + 1 - 0.8) / 2 = 1/2, and |0.8 + 0.8 - 1| = 0.6.
     assert [row["pref_prob"] for row in made.rows] == pytest.approx([0.5] * 4)
@@ -129,14 +128,8 @@ def test_a_probability_outside_its_range_is_refused():
 # -- what the judge is asked -------------------------------------------------------------------------------------------
 
 
-def test_options_of_several_tokens_count_whole():
-    judge = AIJudge(Stub(lambda prompt, option: [0.5, 0.5] if option == "first one" else [0.5]))
-    [found] = replace(judge, options=("first one", "2"))([Comparison("q", "a", "b")])
-    assert found.probability == pytest.approx(0.25 / 0.75)  # 0.5 * 0.5 against 0.5
-
-
 def test_reasons_come_before_the_verdict():
-    writer = Stub(lambda prompt, option: [0.5], say=lambda prompt: "  because  ")
+    writer = Stub(lambda prompt, option: 0.5, say=lambda prompt: "  because  ")
     judge = AIJudge(writer, reasoning=True)
     [found] = judge([Comparison("q", "a", "b")])
     assert found.details["rationale"] == "because"
@@ -148,7 +141,7 @@ def test_reasons_come_before_the_verdict():
 
 
 def test_chats_are_shown_as_dialogues_and_braces_stay():
-    writer = Stub(lambda prompt, option: [0.5])
+    writer = Stub(lambda prompt, option: 0.5)
     turn = [{"role": "user", "content": "{second}"}]
     AIJudge(writer, criterion="which is {prompt}")([Comparison(turn, "{first}", "x", {"criterion": "which is kinder"})])
     text = writer.prompts[0]
@@ -168,14 +161,8 @@ def test_options_that_are_the_same_are_refused():
         AIJudge(Stub(), options=("A", "A"))
 
 
-def test_an_option_without_tokens_is_refused():
-    judge = AIJudge(Stub(lambda prompt, option: []))
-    with pytest.raises(ValueError, match="option ' A' without a token"):
-        judge([Comparison("q", "a", "b")])
-
-
 def test_options_read_as_one_unknown_token_are_told():
-    made = ai_feedback(AIJudge(Stub(lambda prompt, option: [1e-4])), ROWS)
+    made = ai_feedback(AIJudge(Stub(lambda prompt, option: 1e-4)), ROWS)
     assert "one unknown token" in made.notes[0] and "2.0e-04" in made.notes[1]
 
 
@@ -264,7 +251,7 @@ def test_the_judges_numbers_are_those_of_the_chosen_side():
 
     def leaning(prompt, option):
         p = 0.9 if shown(prompt)[0] == "better" else 0.6
-        return [p if option == "A" else 1 - p]
+        return p if option == "A" else 1 - p
 
     rows = [{"prompt": "q", "chosen": "worse", "rejected": "better"}]
     [row] = ai_feedback(AIJudge(Stub(leaning)), rows).rows
@@ -326,7 +313,7 @@ def test_the_reward_is_the_mean_rating():
 
     def chance(prompt, option):
         assert "by how kind it is" in prompt and prompt.count("[Response]\nfour\n") == 1
-        return [{"10": 0.3, "1": 0.1}.get(option, 1e-30)]
+        return {"10": 0.3, "1": 0.1}.get(option, 1e-30)
 
     score = AIScore(Stub(chance), criterion="how kind it is")(["four"], [{"prompt": "2 + 2?"}])[0]
     assert score.value == pytest.approx(0.5) and score.graded and score.why == "mean rating 7.75"
@@ -335,7 +322,7 @@ def test_the_reward_is_the_mean_rating():
 @settings(deadline=None)
 @given(st.lists(st.floats(1e-6, 1), min_size=10, max_size=10))
 def test_the_reward_lies_in_its_range(chances):
-    [score] = AIScore(Stub(lambda prompt, option: [chances[int(option) - 1]]))(["x"], [{}])
+    [score] = AIScore(Stub(lambda prompt, option: chances[int(option) - 1]))(["x"], [{}])
     mean = sum(p * k for k, p in enumerate(chances, 1)) / sum(chances)
     assert score.value == pytest.approx((mean - 5.5) / 4.5, abs=1e-5) and abs(score.value or 0.0) <= 1
 

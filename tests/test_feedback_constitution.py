@@ -5,7 +5,6 @@ import math
 from collections import Counter
 
 import pytest
-import torch
 
 from fiducial.core.types import Decoding, Rollout, Score
 from fiducial.data import parse
@@ -42,9 +41,6 @@ class Reviser:
         self.requests += prompts
         self.seeds.append(seed)
         return [Rollout(p, self.answer(p), [1, 2], [False, True], [0.0, 0.0]) for p in prompts for _ in range(n)]
-
-    def logprobs(self, prompt, completion):
-        raise NotImplementedError
 
 
 class Harmless:
@@ -189,9 +185,6 @@ class Pairs:
         assert n == 2
         return [Rollout(p, text, [1, 2], [False, True], [0.0, 0.0]) for p in prompts for text in self.texts]
 
-    def logprobs(self, prompt, completion):
-        raise NotImplementedError
-
 
 class Feedback:
     """Finds the response "kind" better with log-odds `odds`, wherever it stands."""
@@ -202,11 +195,10 @@ class Feedback:
     def sample(self, prompts, n=1, seed=0, **decoding):
         return [Rollout(p, "reasons", [1, 2], [False, True], [0.0, 0.0]) for p in prompts]
 
-    def logprobs(self, prompt, completion):
-        self.asked.append(prompt)
-        first = prompt.split("[Response A]\n")[1].startswith("kind")
-        favoured = (completion.strip() == "A") == first
-        return torch.tensor([self.odds if favoured else 0.0, -1.0]) - 10
+    def option_logprobs(self, prompts, options):
+        self.asked += prompts
+        first = [prompt.split("[Response A]\n")[1].startswith("kind") for prompt in prompts]
+        return [[-10 + self.odds * ((option.strip() == "A") == f) for option in options] for f in first]
 
 
 def test_labels_are_normalised_option_probabilities():

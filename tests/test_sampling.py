@@ -19,6 +19,7 @@ from fiducial.models.folder import save
 from fiducial.models.tokenizer import train_tokenizer
 from fiducial.sampling.draw import draw, sampling_scores, seed_tensor, uniform
 from fiducial.sampling.local import LocalSampler
+from fiducial.sampling.policy import Policy
 from fiducial.sampling.trace import trace
 from fiducial.train.learner import Learner
 
@@ -371,3 +372,18 @@ def test_policy_scores_and_samples(model, tokenizer, tmp_path):
     assert policy.sample("ab", max_new_tokens=3)[0].prompt == "ab"
     with pytest.raises(ValueError, match="n must be at least 1"):
         policy.sample("ab", n=0)
+
+
+def test_option_logprobs_are_sums_over_an_options_tokens(model, tokenizer):
+    """Against each option alone; prompts of different lengths, options of one to three tokens, and shared contexts."""
+    policy = Policy(model, tokenizer)
+    prompts, options = ["ab", "abcdefg.", "j"], ["a", "b", "ka", "klm"]
+    found = policy.option_logprobs(prompts, options)
+    for prompt, row in zip(prompts, found, strict=True):
+        for option, logprob in zip(options, row, strict=True):
+            assert logprob == pytest.approx(float(policy.logprobs(prompt, option)[:-1].sum()), abs=1e-4)
+
+
+def test_an_option_without_a_token_is_refused(model, tokenizer):
+    with pytest.raises(ValueError, match="option '' without a token"):
+        Policy(model, tokenizer).option_logprobs(["ab"], ["a", ""])

@@ -43,12 +43,12 @@ def constitutional_ai(argv: list[str]) -> int:
     _check(args)
     from fiducial.data import feedback, open_rows
     from fiducial.judges import judge as reward_named
-    from fiducial.sampling.policy import Policy
+    from fiducial.sampling.endpoint import open_policy
 
     if args.helpful_share is not None and not args.helpful:
         raise ValueError("--helpful-share is of the rows that --helpful names")
     problems, counted = prompts.problems(args.file, args.n, args.seed, "train", flags, args.chat)
-    policy = Policy.load(show.model_folder(args.model))
+    policy = open_policy(show.model_folder(args.model))
     principles = feedback.read_principles(args.principles) if args.principles else feedback.PRINCIPLES
     shared: dict[str, Any] = {"principles": principles, "decoding": show.decoding(args), "seed": args.seed}
     shared["fits"] = policy.fits

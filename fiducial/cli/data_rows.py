@@ -118,7 +118,7 @@ def pairs(argv: list[str]) -> int:
         "--prompt-field and its like.",
         "fiducial data pairs runs/sft/model arith --n 500 --out pairs.jsonl",
     )
-    parser.add_argument("model", help="a Hugging Face folder, or a run's folder")
+    parser.add_argument("model", help="a Hugging Face folder, a run's folder, or http://HOST:PORT/v1#MODEL")
     parser.add_argument("task", help="a task's id, or a file of problems (with --reward)")
     parser.add_argument("--n", type=int, help="problems (default 100 of a task, all of a file)")
     parser.add_argument("--k", type=int, default=8, help="completions of each problem (default 8)")
@@ -133,16 +133,13 @@ def pairs(argv: list[str]) -> int:
     args, flags = parser.parse_known_args(argv)
     if not (prompts.is_task(args.task) or args.reward):
         raise ValueError(f"problems from {args.task} need something that verifies them: --reward math, or yours")
-    from fiducial import models
     from fiducial.evals.verified_pairs import verified_pairs
     from fiducial.judges import judge
-    from fiducial.sampling.local import LocalSampler
+    from fiducial.sampling.endpoint import open_sampler
 
     problems, counted = prompts.problems(args.task, args.n, args.seed, args.split, flags, args.chat)
-    model, tokenizer = models.load(show.model_folder(args.model))
     made = verified_pairs(
-        LocalSampler(model, tokenizer),
-        lambda prompt: models.encode_prompt(tokenizer, prompt),
+        *open_sampler(show.model_folder(args.model)),
         problems,
         judge(args.reward or args.task),
         show.decoding(args),

@@ -84,13 +84,14 @@ def main(argv: list[str]) -> int:
         "(--n-people 3); for a file, --answer-field, and for pairs --ratings soft --rating-scale 1.",
         "fiducial eval runs/demo/grpo/model arith --n 200 --k 8",
     )
-    parser.add_argument("model", nargs="?", help="a Hugging Face folder, or a run's folder")
+    parser.add_argument("model", nargs="?", help="a Hugging Face folder, a run's folder, or http://HOST:PORT/v1#MODEL")
     parser.add_argument("task", nargs="?", help="a task's id, or a file of problems (with --reward) or of pairs")
     parser.add_argument("--n", type=int, default=None, help="problems (default 100) or pairs (default all)")
     parser.add_argument("--k", type=int, default=8, help="completions of each problem (default 8)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--split", default="test", choices=("train", "dev", "test"), help="of a task (default test)")
     parser.add_argument("--reward", default="", help="what judges problems from a file")
+    parser.add_argument("--chat", action="store_true", help="problems are what a user says to a chat model")
     eval_pairs.add_flags(parser)
     eval_against.add_flags(parser)
     eval_frontier.add_flags(parser)
@@ -151,17 +152,14 @@ def tell(found: dict[str, Any]) -> None:
 
 def eval_policy(args: Any, flags: list[str]) -> dict[str, Any]:
     """A policy on problems."""
-    from fiducial import models
+    from fiducial.cli.prompts import as_chat
     from fiducial.evals.evaluate import evaluate
-    from fiducial.models.chat import encode_prompt
-    from fiducial.sampling.local import LocalSampler
+    from fiducial.sampling.endpoint import open_sampler
 
     problems, verify, name = problems_of(args.task, args.n or 100, args.seed, args.split, args.reward, flags)
-    model, tokenizer = models.load(args.model)
     found = evaluate(
-        LocalSampler(model, tokenizer),
-        lambda prompt: encode_prompt(tokenizer, prompt),
-        problems,
+        *open_sampler(args.model),
+        [as_chat(problem) for problem in problems] if args.chat else problems,
         verify,
         show.decoding(args),
         args.k,

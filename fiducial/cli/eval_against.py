@@ -26,7 +26,7 @@ def eval_against(args: Any, flags: list[str]) -> dict[str, Any]:
     from fiducial.cli import prompts
     from fiducial.evals.win_rate import head_to_head
     from fiducial.judges import pair_judge
-    from fiducial.sampling.policy import Policy
+    from fiducial.sampling.endpoint import open_policy
 
     if not args.judge and not prompts.is_task(args.task):
         raise ValueError(f"--against on prompts from {args.task} needs --judge: a model's folder, or file.py:function")
@@ -37,8 +37,8 @@ def eval_against(args: Any, flags: list[str]) -> dict[str, Any]:
         chat=args.judge_chat,
         seed=args.seed,
     )
-    problems, counted = prompts.problems(args.task, args.n, args.seed, args.split, flags)
-    first, second = Policy.load(args.model), Policy.load(show.model_folder(args.against))
+    problems, counted = prompts.problems(args.task, args.n, args.seed, args.split, flags, args.chat)
+    first, second = open_policy(args.model), open_policy(show.model_folder(args.against))
     decoding = show.decoding(args)
     won, lengths = head_to_head(first, second, problems, judge, k=args.k, seed=args.seed, decoding=decoding)
     metrics = {"win_rate": won.value, "win_rate_bootstrap": won.bootstrap.value, "unjudged": won.share_unjudged}

@@ -41,10 +41,11 @@ def problems(
     if not found:
         told = ", ".join(f"{number} {reason}" for reason, number in counted.items())
         raise ValueError(f"{what}: no row has a prompt to use: {told}")
-    return [_as_chat(problem) if chat else problem for problem in found], counted
+    return [as_chat(problem) if chat else problem for problem in found], counted
 
 
-def _as_chat(problem: Problem) -> Problem:
+def as_chat(problem: Problem) -> Problem:
+    """A prompt that is text becomes what a user says."""
     if not isinstance(problem.prompt, str):
         return problem
     return replace(problem, prompt=[{"role": "user", "content": problem.prompt}])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def main(argv: list[str]) -> int:
         "Completions of a prompt; --trace adds for each token the probabilities it was drawn from.",
         "fiducial sample runs/demo/grpo/model --prompt 'Gus has 17.' -n 3 --temperature 0.7",
     )
-    parser.add_argument("model", help="a Hugging Face folder, or a run's folder")
+    parser.add_argument("model", help="a Hugging Face folder, a run's folder, or http://HOST:PORT/v1#MODEL")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--prompt", help="text (default: standard input)")
     source.add_argument("--file", help="a .txt file with a prompt on each line, or rows with a field 'prompt'")
@@ -51,30 +52,34 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     if args.n < 1:
         raise ValueError(f"-n must be at least 1; it is {args.n}")
-    from fiducial import models
-    from fiducial.models.chat import encode_prompt
+    from fiducial.sampling.endpoint import is_endpoint, open_sampler
     from fiducial.sampling.local import LocalSampler
     from fiducial.sampling.trace import trace
 
-    wanted = prompts(args)
-    model, tokenizer = models.load(show.model_folder(args.model))
+    if args.trace and is_endpoint(args.model):
+        raise ValueError(f"--trace reads all probabilities, which {args.model} does not give: name a model's folder")
+    sampler, encode = open_sampler(show.model_folder(args.model))
     requests = [
-        Request(encode_prompt(tokenizer, prompt), mix(args.seed, "cli", i, copy), prompt, group=i)
-        for i, prompt in enumerate(wanted)
+        Request(encode(prompt), mix(args.seed, "cli", i, copy), prompt, group=i)
+        for i, prompt in enumerate(prompts(args))
         for copy in range(args.n)
     ]
     out = []
-    for rollout in LocalSampler(model, tokenizer).sample(requests, show.decoding(args)):
+    for rollout in sampler.sample(requests, show.decoding(args)):
         row: dict[str, Any] = {"prompt": rollout.prompt, "completion": rollout.completion, "finish": rollout.finish}
-        row["logprobs"] = [p for p, written in zip(rollout.sampler_logprobs, rollout.mask, strict=True) if written]
+        told = [p for p, written in zip(rollout.sampler_logprobs, rollout.mask, strict=True) if written]
+        row["logprobs"] = [p if isfinite(p) else None for p in told]
+        if rollout.score:  # a server failed on this one
+            row["why"] = rollout.score.why
         if args.trace:
-            row["trace"] = trace(model, tokenizer, rollout, args.trace)
+            assert isinstance(sampler, LocalSampler)
+            row["trace"] = trace(sampler.model, sampler.tokenizer, rollout, args.trace)
         out.append(row)
     if args.json:
         show.emit(out)
         return 0
     for row in out:
-        print(f"{row['completion']}   [{row['finish']}]")
+        print(f"{row['completion']}   [{row['finish']}{': ' + row['why'] if 'why' in row else ''}]")
         for step in row.get("trace", []):
             others = "  ".join(f"{t['text']!r} {t['prob']:.3f}" for t in step["topk"])
             print(f"  {step['action_text']!r:>12} {step['prob']:.3f}  rank {step['rank']}  of  {others}")

@@ -35,7 +35,9 @@ class Score:
     parts: dict[str, Score] = field(default_factory=dict)  # the sources of a weighted combination
     graded: bool = False  # the value is a plain number, which nobody called right or wrong: see `of_number`
     seconds: float = field(default=0.0, compare=False)  # that judging took
-    flags: dict[str, bool] = field(default_factory=dict)  # what was looked for, by the name of the metric of its rate
+    flags: dict[str, float] = field(
+        default_factory=dict
+    )  # what was looked for, yes (1) or no (0) or how often, by metric
 
     def __post_init__(self):
         judged = self.verdict in ("correct", "wrong")
@@ -67,7 +69,8 @@ class Reward(Protocol):
     0.2
     """
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def __call__(self, completions: Sequence[str], rows: Sequence[dict[str, Any]]) -> list[Score]: ...
 

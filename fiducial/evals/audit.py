@@ -13,7 +13,7 @@ from fiducial.core.seeds import mix
 from fiducial.core.types import FAILED, Decoding, Problem, Prompt, Request, Reward, Rollout, Sampler
 from fiducial.data import Item
 from fiducial.data.dataset import prompt_length
-from fiducial.evals.evaluate import Earns, diversity, judge, lengths
+from fiducial.evals.evaluate import Earns, diversity, flag_rates, judge, lengths
 from fiducial.evals.stats import Interval, are_shares, mean_interval
 
 PROMPTS = 16  # at most
@@ -87,7 +87,7 @@ def gold(
     failed = fmean(r.score is None or r.score.verdict in FAILED for r in flat)
     known = [[r.reward for r in group if r.reward is not None] for group in judged]
     means = [fmean(values) for values in known if values]
-    found = {"gold/unjudged": failed}
+    found = {"gold/unjudged": failed, **{f"gold/{name}": rate for name, rate in flag_rates(flat).items()}}
     if not means:
         return found, {}
     bounds = (0.0, 1.0) if are_shares(means) else None

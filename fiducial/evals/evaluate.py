@@ -6,9 +6,10 @@ because a policy that only moves its mass onto its own favourite answer raises p
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
 from statistics import fmean
 from typing import Any, cast
 
@@ -135,7 +136,7 @@ def judge(rollouts: Sequence[Rollout], problems: Sequence[Problem], verify: Veri
         scores = [one(r.completion, row) for r, row in zip(fine, rows, strict=True)]
     judged = iter(scores)
     failed = Score(None, "crashed", "the sampler did not finish this completion")
-    given = [(r, failed if r.finish == "error" else next(judged)) for r in rollouts]
+    given = [(r, r.score or failed if r.finish == "error" else next(judged)) for r in rollouts]
     return [replace(r, reward=reward_of(score, r.finish), score=score) for r, score in given]
 
 
@@ -177,7 +178,7 @@ def summarise(
         metrics[name], intervals[name] = interval.value, (interval.low, interval.high)
     verdicts = Counter(_score(rollout).verdict for rollout in flat)
     metrics["unjudged"] = sum(verdicts[verdict] for verdict in FAILED) / len(flat)
-    metrics |= {name: raised / looked for name, (raised, looked) in flag_counts(flat).items()}
+    metrics |= flag_rates(flat)
     metrics |= {**rewards(flat), **lengths(flat), **diversity(groups, answers)}
     counted = {verdict: verdicts[verdict] for verdict in VERDICTS if verdicts[verdict]}
     return Evaluation(task, n, k, metrics, intervals, counted, per_problem, groups, greedy)
@@ -203,11 +204,18 @@ def rewards(rollouts: Sequence[Rollout]) -> dict[str, float]:
     return {"reward": fmean(values)} if values else {}
 
 
-def flag_counts(rollouts: Sequence[Rollout]) -> dict[str, tuple[int, int]]:
+def flag_counts(rollouts: Sequence[Rollout]) -> dict[str, tuple[float, int]]:
     """Flag -> (completions that raised it, completions in which it was looked for), over the scores there are."""
-    looked = [flag for r in rollouts if r.score for flag in r.score.flags.items()]
-    raised, number = Counter(name for name, is_raised in looked if is_raised), Counter(name for name, _ in looked)
+    raised, number = defaultdict[str, float](float), Counter[str]()
+    for name, value in (flag for r in rollouts if r.score for flag in r.score.flags.items()):
+        raised[name] += value
+        number[name] += 1
     return {name: (raised[name], count) for name, count in number.items()}
+
+
+def flag_rates(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """The mean of each flag."""
+    return {name: raised / looked for name, (raised, looked) in flag_counts(rollouts).items()}
 
 
 def lengths(rollouts: Sequence[Rollout]) -> dict[str, float]:
@@ -231,9 +239,8 @@ def diversity(
 
     `entropy` is the mean of -log-prob over the sampled tokens: nats per token of the distribution they are drawn from.
     """
-    surprise = [
-        -lp for group in groups for r in group for lp, own in zip(r.sampler_logprobs, r.mask, strict=True) if own
-    ]
+    written = (pair for group in groups for r in group for pair in zip(r.sampler_logprobs, r.mask, strict=True))
+    surprise = [-lp for lp, own in written if own and isfinite(lp)]  # a server may report none
     metrics = {"entropy": fmean(surprise)} if surprise else {}
     if len(groups[0]) < 2:
         return metrics

@@ -202,6 +202,14 @@ METRICS: dict[str, Metric] = {
     "win_rate_bootstrap": Metric("The same number; its interval is the bootstrap's.", "share", better="up"),
     "against/mean_length": Metric("Tokens per completion of the second model.", "tokens"),
     "unjudged": Metric("Comparisons, or completions, without a verdict.", "share", (0.0, 0.02), "down"),
+    "judge/parse_rate": Metric("A judge's answers that hold a verdict.", "share", (0.9, 1.0), "up"),
+    "judge/agreement": Metric(
+        "Two of a judge's answers to one question (votes; of a comparison also the two orders) that say the same.",
+        "share",
+        better="up",
+    ),
+    "judge/clipped": Metric("Ratings beyond their scale, which count as its end.", "share", (0.0, 0.05), "down"),
+    "judge/first_wins": Metric("Comparisons, in either order, that what was shown first wins; fair is 1/2.", "share"),
     "judge/position_bias": Metric(
         "|p(first) + p(second) - 1| of a judge's two orders, mean over comparisons.", "share", (0.0, 0.5), "down"
     ),

@@ -11,8 +11,8 @@ import torch
 
 from fiducial.core.types import Decoding, Problem
 from fiducial.data.feedback.comparing import Comparison, PairJudge, both_orders, position_bias
+from fiducial.data.feedback.writer import Writer
 from fiducial.evals.stats import LEVEL, Interval, proportion_interval
-from fiducial.sampling.policy import Policy
 
 FEW = 20  # prompts; the bootstrap of fewer is too narrow
 
@@ -99,8 +99,8 @@ def bootstrap_interval(values: Sequence[float], *, level: float = LEVEL, draws: 
 
 
 def head_to_head(
-    first: Policy,
-    second: Policy,
+    first: Writer,
+    second: Writer,
     problems: Sequence[Problem],
     judge: PairJudge,
     *,

@@ -8,7 +8,7 @@ asked in both orders.
 """
 
 from fiducial.judges.ai_judge import AIJudge, read_verdict
-from fiducial.judges.ai_score import AIScore
 from fiducial.judges.named import judge, pair_judge
+from fiducial.judges.ratings import AIScore, AIYesNo
 
-__all__ = ["AIJudge", "AIScore", "judge", "pair_judge", "read_verdict"]
+__all__ = ["AIJudge", "AIScore", "AIYesNo", "judge", "pair_judge", "read_verdict"]

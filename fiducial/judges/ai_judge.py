@@ -8,20 +8,14 @@ or a tie, and prose without a verdict is counted, never a number.
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from statistics import fmean
 
-from fiducial.core.seeds import mix
-from fiducial.core.types import Decoding, Message, Prompt
-from fiducial.data.feedback.comparing import Comparison, Judgement, sigmoid
-from fiducial.data.feedback.labelling import TOO_LONG, UNREADABLE
-from fiducial.data.feedback.writer import Fits, Writer, always_fits, asked, fill, transcript, write, written
+from fiducial.data.feedback.comparing import Comparison, Judgement
+from fiducial.data.feedback.writer import fill, transcript
+from fiducial.judges.asking import Answer, LMJudge, Question, read_choice
 
-MODES = ("logprobs", "text")
-NO_OPTION = "options have no probability"
 CRITERION = "which one is more helpful, honest and harmless"
 
 # A file of one's own has to hold PLACES; {task} stands where the judge is told how to answer.
@@ -51,47 +45,27 @@ ASK_AGAIN = f"So which response is better? Answer with {{A}} or {{B}} only.\n{VE
 
 
 @dataclass(frozen=True)
-class AIJudge:
+class AIJudge(LMJudge):
     """A language model as a `PairJudge`. Its probability is that of what it is shown first: ask it by `both_orders`.
 
-    writer: the model. mode: "logprobs" (softmax of the two options) or "text" (the verdict is read). reasoning: it
-    explains before the verdict. options: what it is to call the first and the second response. criterion: what is
-    judged, unless a comparison's own field `criterion` says. chat: the template is a user's message, else text to go
-    on with. decoding: of what it writes, greedy by default. fits: comparisons that leave it no room are not judged.
+    options: what it is to call the first and the second response. criterion: what is judged, unless a comparison's own
+    field `criterion` says. The template may also name the comparison's other fields.
     """
 
-    writer: Writer
-    mode: Literal["logprobs", "text"] = "logprobs"
-    reasoning: bool = False
     options: tuple[str, str] = ("A", "B")
     criterion: str = CRITERION
     template: str = TEMPLATE
-    chat: bool = False
-    decoding: Decoding = Decoding(max_new_tokens=256, temperature=0.0)
-    seed: int = 0
-    fits: Fits = always_fits
-    name: str = "ai"
     symmetric = False
 
     def __post_init__(self):
-        if self.mode not in MODES:
-            raise ValueError(f"a judge's mode is {' or '.join(MODES)}; it is {self.mode!r}")
+        super().__post_init__()
         if len(set(self.options)) != 2 or not all(option.strip() for option in self.options):
             raise ValueError(f"a judge needs two different option texts; they are {self.options}")
 
     def __call__(self, comparisons: Sequence[Comparison]) -> list[Judgement]:
-        prompts = [self.prompt(comparison) for comparison in comparisons]
-        if self.mode == "logprobs" and not self.reasoning:
-            return [self._choose(prompt, {}) for prompt in prompts]
-        fitting = [i for i, prompt in enumerate(prompts) if self.fits(prompt, self.decoding.max_new_tokens)]
-        rollouts = write(self.writer, [prompts[i] for i in fitting], mix(self.seed, "judge"), self.decoding)
-        found = [Judgement(None, TOO_LONG)] * len(prompts)
-        for i, rollout in zip(fitting, rollouts, strict=True):
-            text = written(rollout, self.decoding)
-            found[i] = self._read(text) if self.mode == "text" else self._choose_after(prompts[i], text)
-        return found
+        return [_judgement(votes) for votes in self.ask([self.question(comparison) for comparison in comparisons])]
 
-    def prompt(self, comparison: Comparison) -> Prompt:
+    def question(self, comparison: Comparison) -> Question:
         """What the judge is asked of one comparison, in the order a, b."""
         names = {"A": self.options[0], "B": self.options[1]}
         values = {
@@ -101,46 +75,23 @@ class AIJudge:
             "second": transcript(comparison.b),
             "task": fill(TASKS[self.mode, self.reasoning], names),
         }
-        return asked(fill(self.template, {**names, **values}), self.chat)
-
-    def _choose(self, prompt: Prompt, details: dict[str, Any]) -> Judgement:
-        """The verdict by the log-probabilities of the options after `prompt`."""
-        lead = "" if self.chat else " "
-        options = [lead + option for option in self.options]
-        if not self.fits(prompt, option_room(options)):
-            return Judgement(None, TOO_LONG, details)
-        first, second = (option_logprob(self.writer, prompt, option) for option in options)
-        if not (math.isfinite(first) and math.isfinite(second)):
-            return Judgement(None, NO_OPTION, details)
-        mass = math.exp(first) + math.exp(second)
-        return Judgement(sigmoid(first - second), details={**details, "option_mass": mass})
-
-    def _choose_after(self, prompt: Prompt, reasons: str) -> Judgement:
-        """The verdict after the judge's own reasons."""
-        again = fill(ASK_AGAIN, {"A": self.options[0], "B": self.options[1]})
-        if isinstance(prompt, str):
-            full: Prompt = f"{prompt} {reasons}\n{VERDICT}"
-        else:
-            turns: list[Message] = [{"role": "assistant", "content": reasons}, {"role": "user", "content": again}]
-            full = [*prompt, *turns]
-        return self._choose(full, {"rationale": reasons})
-
-    def _read(self, text: str) -> Judgement:
-        probability = read_verdict(text, self.options)
-        return Judgement(probability, "" if probability is not None else UNREADABLE, {"verdict": text})
+        fields = {name: str(value) for name, value in comparison.fields.items()}
+        return Question(
+            fill(self.template, {**fields, **names, **values}),
+            dict(zip(self.options, (1.0, 0.0), strict=True)),
+            lambda text: read_verdict(text, self.options),
+            VERDICT,
+            fill(ASK_AGAIN, names),
+        )
 
 
-def option_logprob(writer: Writer, prompt: Prompt, option: str) -> float:
-    """Log-probability of an option's tokens after a prompt; whether the writer would stop there does not count."""
-    tokens = writer.logprobs(prompt, option)[:-1]
-    if not len(tokens):
-        raise ValueError(f"the judge's tokenizer writes the option {option!r} without a token; name another")
-    return float(tokens.double().sum())
-
-
-def option_room(options: Sequence[str]) -> int:
-    """How many tokens the longest option and a stop token have at most: a token writes a byte at least."""
-    return max(len(option.encode()) for option in options) + 1
+def _judgement(votes: Sequence[Answer]) -> Judgement:
+    """The mean of the votes with a verdict, which is that of a single one as it stands."""
+    values = [vote.value for vote in votes if vote.value is not None]
+    if len(votes) == 1 or not values:
+        return Judgement(votes[0].value, votes[0].why, votes[0].details, votes=tuple(vote.value for vote in votes))
+    details = {name: [vote.details.get(name) for vote in votes] for name in votes[0].details if name != "option_mass"}
+    return Judgement(fmean(values), details=details, votes=tuple(vote.value for vote in votes))
 
 
 def read_verdict(text: str, options: tuple[str, str] = ("A", "B")) -> float | None:
@@ -152,12 +103,4 @@ def read_verdict(text: str, options: tuple[str, str] = ("A", "B")) -> float | No
     >>> read_verdict("B."), read_verdict("Better response: tie"), read_verdict("A good answer is hard to give.")
     (0.0, 0.5, None)
     """
-    names = {options[0]: 1.0, options[1]: 0.0, "tie": 0.5}
-    bare = text.strip(" \n\t.*_\"'()[]")
-    if bare in names or bare.lower() == "tie":
-        return names.get(bare, 0.5)
-    option = "|".join([*map(re.escape, options), "(?i:tie)"])
-    marked = rf"(?i:{re.escape(VERDICT[:-1])})[*_ ]*:[*_\"'(\[ ]*({option})(?=[*_\"')\].,;:]|\s*$)"
-    found = re.findall(rf"\[\[({option})\]\]|{marked}", text, re.MULTILINE)
-    verdicts = {names.get(name, 0.5) for pair in found for name in pair if name}
-    return verdicts.pop() if len(verdicts) == 1 else None
+    return read_choice(text, VERDICT, {options[0]: 1.0, options[1]: 0.0}, {"tie": 0.5})

@@ -11,19 +11,26 @@ from fiducial.core.types import Reward
 from fiducial.data import tasks
 from fiducial.data.feedback.comparing import PairJudge
 from fiducial.judges.ai_judge import AIJudge
-from fiducial.judges.ai_score import AIScore
 from fiducial.judges.of_rewards import ModelJudge, ScoreJudge, UserJudge
+from fiducial.judges.ratings import AIScore
 from fiducial.judges.task import TaskReward
 from fiducial.models.folder import is_reward_model, read_config
 from fiducial.rewards import UserReward
-from fiducial.sampling.policy import Policy
+from fiducial.sampling.endpoint import is_endpoint, open_policy
 from fiducial.sampling.scorer import PairScorer, load_scorer
 
 
-def ai_score(folder: str) -> AIScore:
-    """The language model in a folder as a reward; one with a chat template is asked as a user asks it."""
-    policy = Policy.load(folder)
-    return AIScore(policy, chat=bool(policy.tokenizer.chat_template), fits=policy.fits, name=Path(folder).name)
+def ai_score(name: str) -> AIScore:
+    """The language model of a folder or a server as a reward; one with a chat template is asked as a user asks it, and
+    a server's rating is read from what it writes."""
+    writer = open_policy(name)
+    shared = {"chat": writer.chats, "fits": writer.fits, "name": told_name(name)}
+    return AIScore(writer, "text" if is_endpoint(name) else "logprobs", **shared)
+
+
+def told_name(name: str) -> str:
+    """What a folder or a server's model is called in a table."""
+    return name.rpartition("#")[2] if is_endpoint(name) else Path(name).name
 
 
 def judge(name: str | Mapping[str, float], timeout: float | None = None) -> Reward:
@@ -62,12 +69,13 @@ def pair_judge(
     """What a name stands for when two completions are compared: the folder of a reward model or of a language model
     (the AI judge; `mode`, `reasoning` and `chat` are its), `file.py:function` of two completions or of one, a verifier
     or a task's id. ValueError if there is no such thing."""
-    if Path(name).is_dir():
-        if is_reward_model(read_config(Path(name))):
+    if Path(name).is_dir() or is_endpoint(name):
+        if not is_endpoint(name) and is_reward_model(read_config(Path(name))):
             scorer = load_scorer(name)
             return ModelJudge(scorer) if isinstance(scorer, PairScorer) else ScoreJudge(scorer, "sigmoid")
-        policy = Policy.load(name)
-        return AIJudge(policy, mode, reasoning, chat=chat, seed=seed, fits=policy.fits, name=Path(name).name)
+        writer = open_policy(name)
+        chat = chat or is_endpoint(name)
+        return AIJudge(writer, mode, reasoning, chat, seed=seed, fits=writer.fits, name=told_name(name))
     reward = judge(name, timeout)
     if isinstance(reward, UserReward) and {"a", "b"} <= {reward.completion_name, *reward.fields}:
         return UserJudge(reward)

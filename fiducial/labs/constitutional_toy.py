@@ -14,8 +14,6 @@ from random import Random
 from statistics import fmean
 from typing import Any
 
-from torch import Tensor
-
 from fiducial.core.seeds import mix
 from fiducial.core.types import Prompt, Rollout, Score
 from fiducial.data.feedback import Principle, revised_demos
@@ -41,9 +39,6 @@ class Stub:
             for i, prompt in enumerate(prompts)
             for copy in range(n)
         ]
-
-    def logprobs(self, prompt: Prompt, completion: str) -> Tensor:
-        raise NotImplementedError("nothing here asks how likely a text is")
 
     def _answer(self, request: str, draw: Random) -> str:
         if request.endswith("Critique:"):

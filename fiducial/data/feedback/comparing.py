@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from fiducial.core.types import Prompt
 from fiducial.data.feedback.writer import Side
@@ -32,12 +32,14 @@ class Comparison:
 class Judgement:
     """How probable it is that `a` is better; None where the judge gave no verdict, and `why` is then a short reason to
     count by. `details` is what the judge says besides; `orders` are the judgements with a first and with b first (each
-    the probability of what it was shown first) that this one is the average of."""
+    the probability of what it was shown first) that this one is made of; `votes` what a judge that is asked several
+    times said each time."""
 
     probability: float | None
     why: str = ""
     details: dict[str, Any] = field(default_factory=dict)
     orders: tuple[Judgement, ...] = ()
+    votes: tuple[float | None, ...] = ()
 
     def __post_init__(self):
         if self.probability is not None and not 0 <= self.probability <= 1:
@@ -71,22 +73,28 @@ class PairJudge(Protocol):
     def __call__(self, comparisons: Sequence[Comparison]) -> list[Judgement]: ...
 
 
-def both_orders(judge: PairJudge, comparisons: Sequence[Comparison]) -> list[Judgement]:
+def both_orders(
+    judge: PairJudge, comparisons: Sequence[Comparison], disagreement: Literal["average", "tie"] = "average"
+) -> list[Judgement]:
     """Each comparison asked with a first and with b first, and averaged: p = (p_AB + 1 - p_BA) / 2 (Lee et al. 2023,
     arXiv:2309.00267), p being the probability of what is shown first. Without a verdict on both there is none.
 
-    A judge that always says "the first" gives 1/2 this way. A symmetric one is asked once.
+    A judge that always says "the first" gives 1/2 this way. With `disagreement` "tie" so does one that calls another
+    side better in either order, however sure it is. A symmetric one is asked once.
     """
     if judge.symmetric:
         return judge(comparisons)
     # One call, so that a judge whose work is done in batches does it in one.
     found = judge([*comparisons, *(comparison.swapped() for comparison in comparisons)])
-    return [_average(*pair) for pair in zip(found[: len(comparisons)], found[len(comparisons) :], strict=True)]
+    pairs = zip(found[: len(comparisons)], found[len(comparisons) :], strict=True)
+    return [_together(first, second, disagreement) for first, second in pairs]
 
 
-def _average(first: Judgement, second: Judgement) -> Judgement:
+def _together(first: Judgement, second: Judgement, disagreement: str) -> Judgement:
     if first.probability is None or second.probability is None:
         return Judgement(None, first.why or second.why, orders=(first, second))
+    if disagreement == "tie" and {first.outcome, second.outcome} in ({0.0}, {1.0}):  # the first, or the second, twice
+        return Judgement(0.5, orders=(first, second))
     return Judgement((first.probability + 1 - second.probability) / 2, orders=(first, second))
 
 

@@ -10,7 +10,9 @@ from typing import Any
 from fiducial.data.feedback.comparing import Comparison, Judgement, PairJudge, both_orders, position_bias
 from fiducial.data.feedback.writer import Progress
 
-UNREADABLE, TOO_LONG = "unreadable verdict", "too long for the judge"  # why a judge gives no verdict
+# Why a judge gives no verdict.
+UNREADABLE, TOO_LONG = "unreadable verdict", "too long for the judge"
+NO_OPTION = "options have no probability"
 MAX_UNREADABLE = 0.1  # a judge with a larger share of answers without a verdict is none
 
 
@@ -71,9 +73,10 @@ def answers(judgements: Sequence[Judgement]) -> list[Judgement]:
 
 
 def parse_fail_frac(judgements: Sequence[Judgement]) -> float:
-    """Share of a judge's answers that hold no readable verdict, among those it gave."""
+    """Share of a judge's answers that hold no readable verdict, among those it gave; of several votes each is one."""
     given = [answer for answer in answers(judgements) if answer.why != TOO_LONG]
-    return fmean(answer.why == UNREADABLE for answer in given) if given else 0.0
+    votes = [vote is None for a in given for vote in a.votes or (None if a.why == UNREADABLE else 0.0,)]
+    return fmean(votes) if votes else 0.0
 
 
 def refuse_unreadable(judgements: Sequence[Judgement], limit: float = MAX_UNREADABLE) -> None:
@@ -89,14 +92,17 @@ def refuse_unreadable(judgements: Sequence[Judgement], limit: float = MAX_UNREAD
 
 
 def judge_metrics(judgements: Sequence[Judgement], human: Sequence[float | None] | None = None) -> dict[str, float]:
-    """`judge/parse_fail_frac`, `judge/position_bias`, `judge/agreement_with_human` (a tie is half) and
-    `judge/option_mass` (the probability that the judge gives its two options together); absent where undefined.
+    """`judge/parse_fail_frac`, `judge/position_bias` and `judge/first_wins` (how often it decides for what it is shown
+    first), `judge/agreement_with_human` (a tie is half) and `judge/option_mass` (the probability that the judge gives
+    its two options together); absent where undefined.
 
     human: the probability that `a` is better, None where nobody said.
     """
     metrics = {"judge/parse_fail_frac": parse_fail_frac(judgements)}
     if (bias := position_bias(judgements)) is not None:
         metrics["judge/position_bias"] = bias
+        shown_first = [order.outcome for j in judgements for order in j.orders if order.outcome is not None]
+        metrics["judge/first_wins"] = fmean(shown_first)
     agree = [
         0.5 if judgement.outcome == 0.5 else float((judgement.outcome == 1) == (said > 0.5))
         for judgement, said in zip(judgements, human or [], strict=bool(human))

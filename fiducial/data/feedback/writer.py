@@ -8,9 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from torch import Tensor
-
-from fiducial.core.types import Decoding, Message, Prompt, Rollout
+from fiducial.core.types import Decoding, Message, Prompt, Rollout, Score
 
 Side = str | list[Message]
 Fits = Callable[[Prompt, int], bool]  # whether a prompt leaves room for so many more tokens
@@ -20,14 +18,18 @@ PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
 class Writer(Protocol):
-    """A model that completes prompts and says how likely a completion is; `fiducial.load(folder)` gives one."""
+    """A model that completes prompts; `fiducial.load(folder)` gives one."""
 
     def sample(self, prompts: Sequence[Prompt], n: int = 1, seed: int = 0, **decoding: Any) -> list[Rollout]:
         """n completions of each prompt, prompt by prompt; `decoding` are the fields of `core.types.Decoding`."""
         ...
 
-    def logprobs(self, prompt: Prompt, completion: str) -> Tensor:
-        """Log-probability of each token of the completion after the prompt, its stop token last, [T]."""
+
+class Chooser(Writer, Protocol):
+    """A model that also says how likely it is to begin with one or another text."""
+
+    def option_logprobs(self, prompts: Sequence[Prompt], options: Sequence[str]) -> Sequence[list[float] | Score]:
+        """For each prompt the log-probability of each option; a score, which says why, where a server failed."""
         ...
 
 
