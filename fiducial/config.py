@@ -193,7 +193,7 @@ class Run:
     optim: Optim = Optim()
     critic: Critic = Critic()
     sampling: Sampling = Sampling()
-    reward: str | dict[str, float] = ""  # a verifier, "file.py:function", or names and weights; empty: the task's
+    reward: str | dict[str, float | dict[str, Any]] = ""  # an id, "file.py:function" or parts; empty: the task's
     verdicts: Verdicts = Verdicts()
     eval: Eval = Eval()
     checkpoint: Checkpoint = Checkpoint()

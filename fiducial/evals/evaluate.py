@@ -128,7 +128,7 @@ def judge(rollouts: Sequence[Rollout], problems: Sequence[Problem], verify: Veri
     """The rollouts with their scores; `group` is the index of a rollout's problem. One whose sampling failed is
     "crashed" and is not shown to the verifier."""
     fine = [rollout for rollout in rollouts if rollout.finish != "error"]
-    rows = [{"prompt": problems[r.group].prompt, **problems[r.group].fields} for r in fine]
+    rows = [judged_row(r, problems[r.group]) for r in fine]
     if hasattr(verify, "name"):  # a Reward judges a batch, a task's verifier one completion
         scores = cast(Reward, verify)([r.completion for r in fine], rows)
     else:
@@ -138,6 +138,12 @@ def judge(rollouts: Sequence[Rollout], problems: Sequence[Problem], verify: Veri
     failed = Score(None, "crashed", "the sampler did not finish this completion")
     given = [(r, r.score or failed if r.finish == "error" else next(judged)) for r in rollouts]
     return [replace(r, reward=reward_of(score, r.finish), score=score) for r, score in given]
+
+
+def judged_row(rollout: Rollout, problem: Problem) -> dict[str, Any]:
+    """What a reward is told beside the completion: the problem's fields, `prompt`, and the completion's `num_tokens`
+    and `finish` ("stop", or "length" where it was cut)."""
+    return {**problem.fields, "prompt": problem.prompt, "num_tokens": rollout.num_tokens, "finish": rollout.finish}
 
 
 def canonical_answer(completion: str) -> Hashable | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from fiducial import rewards
 from fiducial.core.types import Reward
@@ -33,17 +33,16 @@ def told_name(name: str) -> str:
     return name.rpartition("#")[2] if is_endpoint(name) else Path(name).name
 
 
-def judge(name: str | Mapping[str, float], timeout: float | None = None) -> Reward:
+def judge(name: str | Mapping[str, float | Mapping[str, Any]], timeout: float | None = None) -> Reward:
     """A verifier (with options: `numeric(rel_tol=0.01)`), a task's own by its id, `file.py:function`, the folder of a
-    reward or preference model, `ai:FOLDER` (the rating of a language model), or {name: weight} of these.
+    reward or preference model, `ai:FOLDER` (the rating of a language model), or a table of these
+    with weights (`rewards.combined`).
 
     `timeout` is in seconds per row; None means 10 for a verifier and 30 for a user's function. ValueError if there is
     no such thing.
     """
     if not isinstance(name, str):
-        if not name:
-            raise ValueError("reward: name at least one verifier and its weight")
-        return rewards.Weighted({part: (judge(part, timeout), weight) for part, weight in name.items()})
+        return rewards.combined(name, lambda part: judge(part, timeout))
     if name in tasks.TASKS or name.startswith("rg/"):
         return TaskReward(tasks.get(name), 10.0 if timeout is None else timeout)
     if name.startswith("ai:"):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fiducial.core.types import Reward
-from fiducial.rewards.combine import Weighted
+from fiducial.rewards.combine import Part, Weighted, combined
 from fiducial.rewards.constraints import Constraints
 from fiducial.rewards.exact import Exact
 from fiducial.rewards.format import Format
@@ -20,10 +20,11 @@ from fiducial.rewards.logic import LogicReward
 from fiducial.rewards.math import Math
 from fiducial.rewards.numeric import Numeric
 from fiducial.rewards.regex import Regex
+from fiducial.rewards.shaping import LanguageConsistency, Overlong, Repetition
 from fiducial.rewards.user import UserReward
 from fiducial.rewards.worker import RewardError
 
-__all__ = ["VERIFIERS", "RewardError", "UserReward", "VerifierEntry", "Weighted", "build", "named"]
+__all__ = ["VERIFIERS", "Part", "RewardError", "UserReward", "VerifierEntry", "Weighted", "build", "combined", "named"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,11 @@ VERIFIERS: dict[str, VerifierEntry] = {
     "logic_reward": VerifierEntry(
         "Logic-RL's sum of format and answer for knights and knaves: 3, -0.5, -1, -3", LogicReward
     ),
+    "overlong": VerifierEntry("DAPO's penalty of completions near the length limit, in [-1, 0]", Overlong),
+    "repetition": VerifierEntry("minus the share of n-grams that are repeats", Repetition),
+    "language_consistency": VerifierEntry(
+        "the share of the thought's words in the row's `language`", LanguageConsistency
+    ),
     "constraints": VerifierEntry("the row's instructions (IFEval's 25 kinds) are all followed", Constraints),
 }
 
@@ -73,16 +79,14 @@ def named(spec: str) -> tuple[str, dict[str, Any]]:
         raise ValueError(f"{spec!r} is not a verifier with options, such as numeric(rel_tol=0.01)") from error
 
 
-def build(spec: str | Mapping[str, float], timeout: float | None = None) -> Reward:
+def build(spec: str | Mapping[str, float | Mapping[str, Any]], timeout: float | None = None) -> Reward:
     """The reward that a recipe or a command names: a verifier's id, with its options in parentheses where others than
-    the defaults are wanted (`constraints(loose=True)`), `file.py:function`, or {name: weight}.
+    the defaults are wanted (`constraints(loose=True)`), `file.py:function`, or a table of parts (`combined`).
 
     `timeout` is in seconds per row; None means 10 for a verifier and 30 for a user's function.
     """
     if not isinstance(spec, str):
-        if not spec:
-            raise ValueError("reward: name at least one verifier and its weight")
-        return Weighted({name: (build(name, timeout), weight) for name, weight in spec.items()})
+        return combined(spec, lambda name: build(name, timeout))
     name, options = named(spec)
     if name in VERIFIERS:
         entry = VERIFIERS[name]

@@ -37,7 +37,7 @@ from fiducial.core.types import (
 )
 from fiducial.data import Dataset, Item
 from fiducial.data.dataset import prompt_length
-from fiducial.evals.evaluate import flag_counts
+from fiducial.evals.evaluate import flag_counts, judged_row
 from fiducial.rewards import RewardError
 from fiducial.rewards.verdicts import told
 from fiducial.train.learner import PER_PAIR
@@ -166,7 +166,7 @@ class GroupFeed:
         sampled = time.perf_counter()
         meter.seconds("sample", sampled - began)
         if self.reward is not None:
-            fields = [{**problem.fields, "prompt": problem.prompt} for problem in problems]
+            fields = [judged_row(r, problem) for r, problem in zip(rollouts, problems, strict=True)]
             try:
                 scores = self.reward([r.completion for r in rollouts], fields) if rollouts else []
             except RewardError as error:

@@ -63,7 +63,7 @@ class Sample:
     prompts: int = 256  # taken by one stage
     batch: int = 64  # prompts between two savings: a stage that was killed goes on behind the last
     sampling: Sampling = Sampling(n=10)
-    reward: str | dict[str, float] = ""  # as in a recipe; empty: the task's
+    reward: str | dict[str, float | dict[str, Any]] = ""  # as in a recipe; empty: the task's
     verdicts: Verdicts = Verdicts()
     keep: int = 1  # demos: so many of a prompt, the best first
     min_reward: float | None = None  # demos: only completions that earn at least this
@@ -120,7 +120,7 @@ class Gold:
     task: str = ""  # problems of a task, or of data.path
     data: Data = Data()
     split: Literal["dev", "test"] = "dev"  # of a task: nothing trains on either
-    reward: str | dict[str, float] = ""  # the gold reward; empty: the task's
+    reward: str | dict[str, float | dict[str, Any]] = ""  # the gold reward; empty: the task's
     n: int = 100  # problems
     k: int = 4  # completions of each
     sampling: Sampling = Sampling()
