@@ -121,6 +121,15 @@ class Critic:
 
 
 @dataclass(frozen=True)
+class Mix:
+    """Demonstrations that the policy goes on imitating while it learns from rewards (PPO-ptx, Ouyang et al. 2022)."""
+
+    path: str = ""  # their file
+    weight: float = 0.0  # of their negative log-likelihood per token, beside the method's own loss; 0: off
+    batch: int = 32  # of them in each step
+
+
+@dataclass(frozen=True)
 class Sampling:
     """How completions are drawn, in training and in evaluation."""
 
@@ -192,8 +201,10 @@ class Run:
     kl: dict[str, Any] | KL = field(default_factory=dict)  # weight, estimator, place: over the method's own
     optim: Optim = Optim()
     critic: Critic = Critic()
+    mix: Mix = Mix()
     sampling: Sampling = Sampling()
     reward: str | dict[str, float | dict[str, Any]] = ""  # an id, "file.py:function" or parts; empty: the task's
+    cost: str | dict[str, float | dict[str, Any]] = ""  # likewise, of methods that keep a cost at 0 or below
     verdicts: Verdicts = Verdicts()
     eval: Eval = Eval()
     checkpoint: Checkpoint = Checkpoint()
@@ -256,6 +267,17 @@ def _check(run: Run, method: Method) -> None:
         (
             bool(method.critics) or run.critic == Critic(),
             f"{method.name} trains no critic: leave out the [critic] table",
+        ),
+        (run.mix.weight >= 0 and run.mix.batch >= 1, "mix.weight must be 0 (off) or more, and mix.batch at least 1"),
+        (bool(run.mix.path) == bool(run.mix.weight), "the [mix] table needs both, mix.path and a positive mix.weight"),
+        (
+            not run.mix.weight or method.learns == "policy",
+            f"{method.name} trains no policy: [mix] does not apply",
+        ),
+        (method.costed or not run.cost, f"{method.name} knows no costs: leave out `cost`"),
+        (
+            bool(run.cost) or not method.costed,
+            f"{method.name} keeps a cost down: name what says it, cost = a cost model's folder or a verifier",
         ),
         (o.clip >= 0, f"optim.clip must be 0 (off) or more; it is {o.clip}"),
         (all(0 <= b < 1 for b in o.betas), f"optim.betas must lie in [0, 1); they are {o.betas}"),

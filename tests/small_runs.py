@@ -26,6 +26,13 @@ k = 2
 [checkpoint]
 every = 2
 """
+REWARDS = """
+def length(completion):
+    return len(completion) % 7
+
+def words(completion):
+    return len(completion.split()) % 4 - 1
+"""
 NEW = """
 [model.new]
 hidden = 64
@@ -57,8 +64,10 @@ def recipe(folder: Path, method: str, model: str = "") -> Path:
         lines.append("task = 'arith'")
         tables.append("[data]\nrows = 50\ndifficulty = {steps = 1}")
     if METHODS[method].feed == "groups":
-        (folder / "reward.py").write_text("def length(completion):\n    return len(completion) % 7\n")
+        (folder / "reward.py").write_text(REWARDS)
         lines.append(f"reward = '{folder / 'reward.py'}:length'")
+        if METHODS[method].costed:
+            lines.append(f"cost = '{folder / 'reward.py'}:words'")
         tables.append("[sampling]\nn = 3\nmax_new_tokens = 10")
     path = folder / f"{method}.toml"
     path.write_text("\n".join(lines + tables))

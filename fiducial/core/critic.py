@@ -20,3 +20,15 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, *, clip_valu
         near = old_values + (values - old_values).clamp(-clip_value, clip_value)
         error = torch.maximum(error, (near - returns).square())
     return error / 2
+
+
+def wide_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, *, clip_value: float = 5.0) -> Tensor:
+    """`value_loss` for forecasts that may move far in one step, as those of unscaled rewards must."""
+    return value_loss(values, old_values, returns, clip_value=clip_value)
+
+
+def cost_value_loss(
+    cost_values: Tensor, old_cost_values: Tensor, cost_returns: Tensor, *, clip_value: float = 5.0
+) -> Tensor:
+    """The same of a critic that forecasts costs."""
+    return value_loss(cost_values, old_cost_values, cost_returns, clip_value=clip_value)

@@ -54,6 +54,8 @@ GLOSSARY: dict[str, str] = {
     "token_rewards": "[B, L] the same placed on tokens: the outcome on the last one, a KL penalty on each",
     "group": "[B] rows with the same number share a prompt",
     "advantages": "[B, L] credit per token",
+    "reward_advantages": "[B, L] the reward's part of it, in methods that also have costs",
+    "cost_advantages": "[B, L] the cost's part, which is subtracted",
     "values": "[B, L] the critic's forecast of the rewards to come, made before the token is written",
     "old_values": "[B, L] the same at the sampling weights",
     "returns": "[B, L] what the critic is to forecast",
@@ -285,6 +287,11 @@ class Method:
         return self.feed == "groups" or bool({"rewards", "preferences"} & set(self.select_needs))
 
     @property
+    def costed(self) -> bool:
+        """Whether the sampled completions are given a cost beside their reward."""
+        return bool({"costs", "token_costs"} & set(self.credit_needs))
+
+    @property
     def credit_needs(self) -> tuple[str, ...]:
         """Names of the tensors that the credit function takes, in order."""
         if isinstance(self.credit, Running):
@@ -408,7 +415,8 @@ _GIVEN_BY: dict[str, set[str]] = {  # what the rows of each feed let the trainer
     | {"chosen_lengths", "rejected_lengths", "chosen_scores", "rejected_scores", "margin", "pref_prob", "tied"}
     | {"chosen_harm", "rejected_harm"},
     "labels": {"completion_logprobs", "ref_completion_logprobs", "completion_lengths", "desirable", "batch_kl"},
-    "groups": {"old_logprobs", "sampler_logprobs", "advantages", "completion_logprobs", "completion_lengths"},
+    "groups": {"old_logprobs", "sampler_logprobs", "advantages", "reward_advantages", "cost_advantages"}
+    | {"completion_logprobs", "completion_lengths"},
 }
 
 

@@ -89,6 +89,7 @@ class Rollout:
     policy_version: int = 0
     finish: Literal["stop", "length", "error"] = "stop"
     reward: float | None = None  # None: could not be scored
+    cost: float | None = None  # None: not asked for, or could not be told
     score: Score | None = None
 
     @property

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fiducial.core.method import Method
-from fiducial.prove.actor_critic import actor_critic
+from fiducial.prove.actor_critic import actor_critic, lagrangian
 from fiducial.prove.battery import battery
 from fiducial.prove.gradients import policy_gradient, success_gradient
 from fiducial.prove.identities import identities
@@ -46,6 +46,7 @@ TARGETS: dict[str, Callable[[Method], list[Check]]] = {
     "policy_gradient": policy_gradient,
     "success_gradient": success_gradient,
     "actor_critic": actor_critic,
+    "lagrangian": lagrangian,
 }
 
 

@@ -45,6 +45,30 @@ def actor_critic(method: Method) -> list[Check]:
     return [*checks, fitted_critic(method), trained_policy(method)]
 
 
+TREE_COSTS = torch.tensor([0.5, -1.0, 1.0, 0.0, 2.0, -0.3, 0.1]).double()
+
+
+def lagrangian(method: Method) -> list[Check]:
+    """For every multiplier the gradient is that of (J_R - lam J_C) / (1 + lam) - beta / 2 KL, enumerated."""
+    tree, ref, beta = TokenTree(3, 2, seed=5), TokenTree(3, 2, seed=6), 0.3
+    checks = []
+    for combine in method.choices["combine"]:
+        for multiplier in (0.1, 1.0, 4.0):
+            hparams = {"lam": 1.0, "lambda_init": multiplier, "lambda_lr": 0.0, "combine": combine}
+            run = exact_run(method, KL(beta, "k1", "reward"), n=1, per="sequence_sum", hparams=hparams)
+            tokens = everything(tree, TREE_REWARDS)
+            tokens.extra["costs"] = TREE_COSTS
+            parts = make_parts(method, tree, FixedFeed(tokens), ref)
+            batch = parts.feed.batch(0, Meter())
+            prepare(run, method, parts, State.begin(run, parts), batch, Meter())
+            found = value_and_gradient(run, method, parts, batch, len(TREE_REWARDS))[1]
+            worth = (TREE_REWARDS - multiplier * TREE_COSTS) / (1 + multiplier)
+            error = float((found + objective_gradient(tree, worth, beta / 2, ref)).abs().max())
+            name = f"enumerated bias, multiplier {multiplier:g}, combined by {combine}"
+            checks.append(Check(method.name, name, error, BIAS_BOUND))
+    return checks
+
+
 def everything(tree: TokenTree, rewards: Tensor) -> Tokens:
     """Every response once, each a prompt's only one, weighted by its chance under the tree as it is now."""
     tokens = rollout_tokens(tree, tuple(range(len(rewards))), rewards)

@@ -108,7 +108,7 @@ def value_and_gradient(
         if network == "policy":
             loss, _, _ = objective(run, method, parts, micro, counts)
         else:
-            loss, _, _ = critic_objective(run, method, network, learner, micro, counts)
+            loss, _ = critic_objective(run, method, network, learner, micro, counts)
         if not loss.requires_grad:
             raise ValueError(f"{method.name}'s loss has no gradient: it must depend on the {network}'s tensors")
         loss.backward()

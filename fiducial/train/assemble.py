@@ -6,7 +6,7 @@ import copy
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from heapq import nsmallest
 from itertools import islice
 from pathlib import Path
@@ -22,6 +22,7 @@ from fiducial.core.seeds import mix
 from fiducial.core.types import Demo, Encoded, Label, Pair, Problem, Reward, Sampler
 from fiducial.data import BadRow, Dataset, Example, ListRows, RowSource, open_rows, tasks
 from fiducial.judges import judge
+from fiducial.methods import METHODS
 from fiducial.models.chat import encode, encode_prompt
 from fiducial.sampling.local import LocalSampler
 from fiducial.train.anchors import Anchor
@@ -85,7 +86,7 @@ def assemble(
     sampler, hand_over = None, nothing_to_hand_over
     if method.samples or (run.eval.k and method.learns == "policy"):
         sampler, hand_over = make_sampler(trained, tokenizer, learner, runtime, everywhere=method.samples)
-    verify = make_reward(run) if method.judged else None
+    verify, cost = make_reward(run) if method.judged else None, make_cost(run, method)
     for network in (learner, *critics.values()):
         runtime.shard(network)
     if method.samples:
@@ -93,10 +94,13 @@ def assemble(
         if method.sampled_by == "ref":
             writer = LocalSampler(anchors["ref"].learner.model, tokenizer, autocast=learner.autocast)
         assert writer
-        feed: Any = (SelectFeed if method.select else GroupFeed)(run, method, data, writer, verify, runtime, keep)
+        feed: Any = (SelectFeed if method.select else GroupFeed)(run, method, data, writer, verify, runtime, keep, cost)
     else:
         feed = RowFeed(run, method, data, runtime, keep)
-    parts = Parts(learner, feed, anchors, critics, hand_over if method.samples else nothing_to_hand_over, runtime)
+    mixed = make_mixed(run, tokenizer, model, runtime)
+    parts = Parts(
+        learner, feed, anchors, critics, mixed, hand_over if method.samples else nothing_to_hand_over, runtime
+    )
     return Assembly(
         run,
         method,
@@ -448,6 +452,25 @@ def make_reward(run: Run) -> Reward:
     if not run.reward and not run.task:
         raise RecipeError('problems from a file need a reward: reward = "math", or "file.py:function"')
     return judge(run.reward or run.task, run.verdicts.timeout or None)
+
+
+def make_cost(run: Run, method: Method) -> Reward | None:
+    """What says how much harm completions do, for methods that keep costs down."""
+    try:
+        return judge(run.cost, run.verdicts.timeout or None) if method.costed else None
+    except ValueError as error:
+        raise RecipeError(f"cost: {error}") from error
+
+
+def make_mixed(run: Run, tokenizer: Any, model: Any, runtime: Runtime) -> RowFeed | None:
+    """Demonstrations that are trained on beside the method's own examples."""
+    if not run.mix.weight:
+        return None
+    sft = METHODS["sft"]
+    aside = replace(run, data=Data(path=run.mix.path, too_long="drop"), optim=replace(run.optim, batch=run.mix.batch))
+    data = read(aside, sft, open_rows(run.mix.path), tokenizer, model)
+    _enough(aside, data, None)
+    return RowFeed(aside, sft, data, runtime)
 
 
 def make_gold(run: Run, method: Method) -> Reward | None:

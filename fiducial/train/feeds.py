@@ -146,8 +146,10 @@ class GroupFeed:
         reward: Reward | None,
         runtime: Runtime,
         keep: Sequence[int] | None = None,
+        cost: Reward | None = None,
     ):
         self.run, self.method, self.problems, self.sampler, self.reward = run, method, problems, sampler, reward
+        self.cost = cost
         self.runtime = runtime
         self.order = Order(problems, run.seed, keep)
         self.rollouts: list[Rollout] = []  # the last step's, for the journal
@@ -166,15 +168,22 @@ class GroupFeed:
         sampled = time.perf_counter()
         meter.seconds("sample", sampled - began)
         if self.reward is not None:
-            fields = [judged_row(r, problem) for r, problem in zip(rollouts, problems, strict=True)]
-            try:
-                scores = self.reward([r.completion for r in rollouts], fields) if rollouts else []
-            except RewardError as error:
-                raise RewardError(f"step {step + 1}: {error}") from error
+            scores = self.judged(step, self.reward, rollouts, problems)
             rollouts = [settle(self.run, r, s) for r, s in zip(rollouts, scores, strict=True)]
+            if self.cost is not None:
+                costs = self.judged(step, self.cost, rollouts, problems)
+                rollouts = [charged(self.run, r, s) for r, s in zip(rollouts, costs, strict=True)]
             meter.seconds("reward", time.perf_counter() - sampled)
         self.tell(step, rollouts, meter)
         return rollouts
+
+    def judged(self, step: int, judge: Reward, rollouts: list[Rollout], problems: list[Problem]) -> list[Score]:
+        """What a reward, or a cost, says of each completion."""
+        fields = [judged_row(r, problem) for r, problem in zip(rollouts, problems, strict=True)]
+        try:
+            return judge([r.completion for r in rollouts], fields) if rollouts else []
+        except RewardError as error:
+            raise RewardError(f"step {step + 1}: {error}") from error
 
     def sample(self, step: int) -> tuple[list[Rollout], list[Problem]]:
         """This rank's completions of a step and the problem of each. Seeds depend on a problem's place in the step."""
@@ -213,6 +222,10 @@ class GroupFeed:
         meter.total("num_tokens", sum(lengths))
         lost = sum(not math.isfinite(p) for r in rollouts for p in r.sampler_logprobs)
         meter.total("sampling/dropped_tokens", lost)
+        costs = [r.cost for r in rollouts if r.cost is not None]
+        if self.cost is not None:
+            meter.add("cost", sum(costs), len(costs))
+            meter.add("cost/violation_rate", sum(cost > 0 for cost in costs), len(costs))
         rewards = [r.reward for r in rollouts if r.reward is not None]
         meter.add("reward", sum(rewards), len(rewards))
         for members in _groups(rollouts).values():
@@ -276,6 +289,12 @@ def settle(run: Run, rollout: Rollout, score: Score) -> Rollout:
     return replace(rollout, score=score, reward=run.reward_of(score, rollout.finish))
 
 
+def charged(run: Run, rollout: Rollout, score: Score) -> Rollout:
+    """The rollout with its cost. One whose cost nobody can tell does not train: its reward alone would mislead."""
+    cost = run.verdicts.reward(score)
+    return replace(rollout, cost=cost, reward=None if cost is None else rollout.reward)
+
+
 def collate_rollouts(rollouts: Sequence[Rollout], run: Run) -> Tokens:
     """The tokens that were sampled, as they were sampled. One whose log-prob is not finite does not train."""
     skip = run.sampling.truncated == "mask"
@@ -289,6 +308,8 @@ def collate_rollouts(rollouts: Sequence[Rollout], run: Run) -> Tokens:
     width = batch.input_ids.shape[1]
     batch.extra["sampler_logprobs"] = pad([r.sampler_logprobs for r in rollouts], torch.float32, width)
     batch.extra["rewards"] = torch.tensor([r.reward for r in rollouts], dtype=torch.float32)
+    if any(r.cost is not None for r in rollouts):
+        batch.extra["costs"] = torch.tensor([r.cost for r in rollouts], dtype=torch.float32)
     n = run.sampling.n
     copies: Counter[int] = Counter()
     places = []
@@ -308,5 +329,5 @@ def nothing(run: Run) -> Tokens:
     """A batch that stands for no example, for a step in which no completion is left to learn from."""
     batch = collate([Encoded([0, 0], [False, False])], weight=[0.0])
     batch.extra["sampler_logprobs"] = torch.zeros(1, 2)
-    batch.extra["rewards"] = torch.zeros(1)
+    batch.extra |= {"rewards": torch.zeros(1), "costs": torch.zeros(1)}
     return locate(batch, [0], run.optim.batch * run.sampling.n)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -42,8 +43,11 @@ def steps(run: Run, method: Method, parts: Parts, state: State) -> Iterator[Repo
         rows: list[float] = []
         norms: list[float] = []
         started = time.perf_counter()
-        for units in updates(run, batch, step):
-            row_logprobs, norms = update(run, method, parts, state, batch, units, meter)
+        mixed = parts.mixed.batch(step, Meter()) if parts.mixed else None
+        beside = updates(run, mixed, step) if mixed else repeat(None)
+        for units, more in zip(updates(run, batch, step), beside, strict=False):
+            demos = None if mixed is None or more is None else mixed.select(more)
+            row_logprobs, norms = update(run, method, parts, state, batch, units, demos, meter)
             rows = rows or row_logprobs
         state.step += 1
         parts.hand_over(state.step)
@@ -80,9 +84,16 @@ def updates(run: Run, batch: Tokens, step: int) -> Iterator[Tensor]:
 
 
 def update(
-    run: Run, method: Method, parts: Parts, state: State, batch: Tokens, units: Tensor, meter: Meter
+    run: Run,
+    method: Method,
+    parts: Parts,
+    state: State,
+    batch: Tokens,
+    units: Tensor,
+    mixed: Tokens | None,
+    meter: Meter,
 ) -> tuple[list[float], list[float]]:
-    """One optimizer step, of the policy and of each critic, on the examples `units`.
+    """One optimizer step of the policy, with `mixed` demonstrations beside, and of each critic, on examples `units`.
 
     Returns each row's log-prob (or score) and each parameter's gradient norm.
     """
@@ -91,70 +102,92 @@ def update(
     if counts.rows == 0 or (method.per != "row" and counts.tokens == 0):
         meter.total("skipped_updates", int(runtime.first))  # nothing to learn from: no step, no decay, no momentum
         return [], []
-    rows = torch.zeros(len(batch.input_ids), dtype=torch.float64)
+    rows: list[float] = []
     norms: list[float] = []
-    for name, (learner, optimizer) in state.optimizers(parts).items():
-        if name == "policy" and state.step < run.critic.warmup:
-            continue
-        optimizer.zero_grad(set_to_none=True)
-        for chunk, micro in passes(parts, batch, units, run.optim.rows_per_pass):
-            if name == "policy":
-                loss, out, tensors = objective(run, method, parts, micro, counts)
-            else:
-                loss, out, tensors = critic_objective(run, method, name, learner, micro, counts)
-            if not torch.isfinite(loss):
-                raise TrainingError(
-                    f"step {state.step + 1}: the loss of the {name} is {float(loss.detach())}. The weights or the data "
-                    "hold numbers that are not finite, or the step before was too large: try a lower optim.lr, or "
-                    "optim.clip = 1.0"
-                )
-            (loss * runtime.world).backward()  # FSDP averages over ranks; our counts are already global
-            if not len(chunk):
-                continue  # a stand-in
-            if name != "policy":
-                measure_critic(run, name, tensors, micro, loss, meter)
-                continue
+    if state.step >= run.critic.warmup:
+        state.optimizer.zero_grad(set_to_none=True)
+        rows = backward_policy(run, method, parts, state, batch, units, counts, meter)
+        if mixed is not None:
+            backward_mixed(run, parts, mixed, meter)
+        norms = step_optimizer(run, parts, state, "policy", meter)
+    for name in parts.critics:
+        state.critics[name].zero_grad(set_to_none=True)
+        backward_critic(run, method, name, parts, batch, units, counts, meter)
+        norms += step_optimizer(run, parts, state, name, meter)
+    return rows, norms
+
+
+def backward_policy(
+    run: Run, method: Method, parts: Parts, state: State, batch: Tokens, units: Tensor, counts: Counts, meter: Meter
+) -> list[float]:
+    """Add up the gradient of the method's objective; returns each row's log-prob (or score)."""
+    rows = torch.zeros(len(batch.input_ids), dtype=torch.float64)
+    for chunk, micro in passes(parts, batch, units, run.optim.rows_per_pass):
+        loss, out, tensors = objective(run, method, parts, micro, counts)
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"step {state.step + 1}: the loss is {float(loss.detach())}. The weights or the data hold numbers "
+                "that are not finite, or the step before was too large: try a lower optim.lr, or optim.clip = 1.0"
+            )
+        (loss * parts.runtime.world).backward()  # FSDP averages over ranks; our counts are already global
+        if len(chunk):  # else a stand-in
             measure(run, method, tensors, out, micro, loss, meter)
             where = torch.cat([chunk, chunk + batch.num_units]) if batch.pairs else chunk
             value = out["scores"] if "scores" in out else sequence_sum(out["logprobs"], micro.mask)
             rows[where] = value.detach().double().cpu()
-        norms += step_optimizer(run, parts, state, name, learner, optimizer, meter)
-    return rows.tolist(), norms
+    meter.add("loss", 0.0, 1.0 / parts.runtime.world)
+    return rows.tolist()
 
 
-def step_optimizer(
-    run: Run,
-    parts: Parts,
-    state: State,
-    name: str,
-    learner: Learner,
-    optimizer: torch.optim.Optimizer,
-    meter: Meter,
-) -> list[float]:
-    """Clip the gradient and take the step; returns each parameter's gradient norm before."""
-    runtime, suffix = parts.runtime, "" if name == "policy" else f"/{name}"
-    scale = 1.0 if name == "policy" else run.critic.lr_scale
-    meter.add("loss" if name == "policy" else f"loss/{name}", 0.0, 1.0 / runtime.world)
+def backward_mixed(run: Run, parts: Parts, batch: Tokens, meter: Meter) -> None:
+    """Add the gradient of `mix.weight` times the negative log-likelihood per token of demonstrations (PPO-ptx)."""
+    counts = parts.runtime.add(count(batch))
+    for chunk, micro in passes(parts, batch, torch.arange(batch.num_units), run.optim.rows_per_pass):
+        loss = total(-parts.learner(micro)["logprobs"], micro.mask, micro.weight, "token", counts)
+        (run.mix.weight * loss * parts.runtime.world).backward()
+        if len(chunk):
+            meter.add("loss/mix", loss.detach(), 0.0)
+    meter.add("loss/mix", 0.0, 1.0 / parts.runtime.world)
+
+
+def backward_critic(
+    run: Run, method: Method, name: str, parts: Parts, batch: Tokens, units: Tensor, counts: Counts, meter: Meter
+) -> None:
+    """Add up the gradient of a critic's loss."""
+    for chunk, micro in passes(parts, batch, units, run.optim.rows_per_pass):
+        loss, tensors = critic_objective(run, method, name, parts.critics[name], micro, counts)
+        (loss * parts.runtime.world).backward()
+        if len(chunk):
+            measure_critic(run, name, tensors, micro, loss, meter)
+    meter.add(f"loss/{name}", 0.0, 1.0 / parts.runtime.world)
+
+
+def step_optimizer(run: Run, parts: Parts, state: State, name: str, meter: Meter) -> list[float]:
+    """Clip the gradient of a network and take its step; returns each parameter's gradient norm before."""
+    learner, optimizer = state.optimizers(parts)[name]
+    of, scale = ("", 1.0) if name == "policy" else (f"/{name}", run.critic.lr_scale)
     for group in optimizer.param_groups:
         group["lr"] = scale * lr_at(run, state.step)
     norms = [number(p.grad.norm()) for p in learner.parameters() if p.grad is not None]
-    norm = runtime.clip(learner.parameters(), run.optim.clip)
+    norm = parts.runtime.clip(learner.parameters(), run.optim.clip)
     if not math.isfinite(norm):
-        raise TrainingError(f"step {state.step + 1}: the gradient is not finite (norm {norm}); try a lower optim.lr")
-    meter.add(f"grad_norm{suffix}", norm / runtime.world, 1.0 / runtime.world)
+        raise TrainingError(
+            f"step {state.step + 1}: the gradient of the {name} is not finite (norm {norm}); try a lower optim.lr"
+        )
+    meter.add(f"grad_norm{of}", norm / parts.runtime.world, 1.0 / parts.runtime.world)
     optimizer.step()
     return norms
 
 
 def critic_objective(
     run: Run, method: Method, name: str, critic: Learner, micro: Tokens, counts: Counts
-) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-    """The same of a critic: its loss is averaged as the policy's is, over tokens where that has one number a row."""
-    out = {name: critic(micro)["values"]}
-    tensors = {**micro.extra, **out, "mask": micro.mask}
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """A critic's part of its scalar loss, averaged as the policy's is (over tokens where that has one number a row),
+    and the tensors that it saw."""
+    tensors = {**micro.extra, name: critic(micro)["values"], "mask": micro.mask}
     loss = method.call_critic(name, tensors, run.hparams)
     per = "token" if method.per == "row" else run.per or method.per
-    return total(loss, micro.mask, micro.weight, per, counts, run.constant), out, tensors
+    return total(loss, micro.mask, micro.weight, per, counts, run.constant), tensors
 
 
 def objective(

@@ -37,6 +37,7 @@ class Parts:
     feed: Feed
     anchors: dict[str, Anchor] = field(default_factory=dict)  # frozen networks by name: "ref"
     critics: dict[str, Learner] = field(default_factory=dict)  # trained beside the policy: "values"
+    mixed: Feed | None = None  # demonstrations whose likelihood is part of the objective
     hand_over: Callable[[int], None] = lambda version: None  # gives the weights of a new version to the sampler
     runtime: Runtime = field(default_factory=Runtime)
 

@@ -102,11 +102,14 @@ def credit(
     shares = runtime.gather(mine)
     width = max(share["mask"].shape[1] for share in shares)
     together = {name: torch.cat([_widened(share[name], width) for share in shares]) for name in mine}
+    order = together.pop("place").argsort(stable=True)  # on any number of ranks the same
+    together = {name: x[order] for name, x in together.items()}
     together["rewards"] = together["token_rewards"].sum(-1)
     found, state.credit = method.assign_credit(together, run.hparams, state.credit)
     measure_credit(method, state.credit, together, found, runtime, meter)
     before = sum(len(share["mask"]) for share in shares[: runtime.rank])
-    return {name: _own(x[before : before + len(mine["mask"])], batch) for name, x in found.items()}
+    own = order.argsort()[before : before + len(mine["mask"])]
+    return {name: _own(x[own], batch) for name, x in found.items()}
 
 
 def of_completions(batch: Tokens, weight: float, kl: Tensor | None) -> dict[str, Tensor]:
@@ -118,6 +121,7 @@ def of_completions(batch: Tokens, weight: float, kl: Tensor | None) -> dict[str,
         "kl_penalty": penalty,
         "group": batch.group,
         "mask": batch.mask,
+        "place": batch.extra.get("place", torch.arange(len(outcome))),
     }
     if "costs" in batch.extra:
         found |= {"costs": batch.extra["costs"], "token_costs": on_last_token(batch.extra["costs"], batch)}

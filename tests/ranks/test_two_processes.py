@@ -21,6 +21,7 @@ CASES = {
     "KL in the reward": ("rloo", "--kl.weight", "0.1", "--kl.estimator", "full", "--kl.place", "reward"),
     "running baseline, credit per token": ("reinforce_lm", "--hparams.action_level", "token"),  # its own KL: k1
     "a critic, minibatches, whitened": ("ppo_lm", "--optim.minibatches", "2"),
+    "two critics and a multiplier": ("safe_rlhf",),
     "pairs, LoRA": ("dpo", *LORA),
     "samples, LoRA, KL in the loss": ("grpo", *LORA, *KL),
 }

@@ -18,7 +18,7 @@ from fiducial.store import RunFolder
 from fiducial.train.checkpoint import Checkpoints, fault
 from fiducial.train.parts import TrainingError
 
-METHODS = ("sft", "bt_reward_model", "dpo", "reinforce_lm", "rloo", "grpo", "ppo_lm")
+METHODS = ("sft", "bt_reward_model", "dpo", "reinforce_lm", "rloo", "grpo", "ppo_lm", "safe_rlhf")
 LORA = ("--model.lora.rank", "4", "--kl.weight", "0.1")  # the reference is the base model inside
 
 
@@ -74,7 +74,7 @@ def assert_same(found: Path, expected: Path, what: str) -> None:
         assert two[part] == one[part], f"{what}: {part} differ"
 
 
-@pytest.mark.parametrize("method", ["grpo", "reinforce_lm", "ppo_lm"])
+@pytest.mark.parametrize("method", ["grpo", "reinforce_lm", "safe_rlhf"])
 def test_two_kills(tmp_path, method):
     kill_and_resume(tmp_path, method, kills=2, seed=1)
 
