@@ -153,17 +153,18 @@ class Sampling:
 class Verdicts:
     """What becomes of completions that are neither correct nor wrong, and when the run stops."""
 
-    unparseable: float | Literal["drop"] = 0.0  # the completion's own fault: its reward
+    unparseable: float | Literal["drop"] = 0.0  # the completion's own fault: its reward; a program's endless loop too
     failed: float | Literal["drop"] = "drop"  # timeout, crashed, skipped: the verifier's
     max_failed: float = 0.25  # a larger share of failures in one step stops the run
     penalty: float = -1.0  # reward of a truncated completion under sampling.truncated = "penalise"
     timeout: float = 0.0  # seconds for each call; 0: 10 for verifiers, 30 for a user's function
+    trust_code: bool = False  # where there is no sandbox, run code that the model wrote all the same
 
     def reward(self, score: Score) -> float | None:
         """What a score is worth, in training and in evaluation alike; None leaves the completion out."""
         if score.value is not None:
             return score.value
-        worth = self.unparseable if score.verdict == "unparseable" else self.failed
+        worth = self.failed if score.failed else self.unparseable
         return None if isinstance(worth, str) else worth
 
 

@@ -11,6 +11,7 @@ from fiducial.config import read_recipe as read_toml
 from fiducial.data.dataset import UNKNOWN
 from fiducial.evals.health import Finding, read_run, rows_skipped
 from fiducial.evals.preference_health import unbalanced
+from fiducial.sandbox.spawn import NONE
 from fiducial.train.assemble import Assembly, assemble
 from fiducial.train.parts import TrainingError
 from fiducial.train.preflight import Preflight, preflight
@@ -37,6 +38,7 @@ def read_recipe(path: str | Path, over: dict[str, Any] | None = None) -> list[Fi
     except TrainingError as error:
         return [Finding("error", "the longest batch fails", where, str(error))]
     found = [*_data(assembly, where), *_roles(look, where), *_settings(run, where), *_memory(look, where)]
+    found += _isolation(assembly, where)
     facts = f"{look.trained:,} of {look.parameters:,} parameters train; passes of up to {look.longest} tokens"
     return [*found, Finding("info", "the recipe runs", where, facts)]
 
@@ -74,6 +76,18 @@ def _roles(look: Preflight, where: str) -> list[Finding]:
             advice = "only what the assistant writes should train: look at the chat template's generation blocks"
             found.append(Finding("warning", text, where, advice))
     return found
+
+
+def _isolation(assembly: Assembly, where: str) -> list[Finding]:
+    """How code that the model writes is contained, where a reward runs it."""
+    judges = [assembly.verify, assembly.gold]
+    judges += [part.reward for judge in judges for part in getattr(judge, "parts", {}).values()]
+    levels = {judge.isolation.level for judge in judges if hasattr(judge, "isolation")}
+    text = "code that the model writes runs"
+    if NONE in levels:
+        advice = "install bubblewrap: verdicts.trust_code is for code that you trust"
+        return [Finding("warning", f"{text} without a sandbox", where, advice)]
+    return [Finding("info", f"{text} in a sandbox of the level {level}", where, "docs/sandbox.md") for level in levels]
 
 
 def _settings(run: Run, where: str) -> list[Finding]:

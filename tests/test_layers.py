@@ -5,7 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1] / "fiducial"
 LEVEL = {
-    "core": 0, "store": 0,
+    "core": 0, "store": 0, "sandbox": 0,
     "methods": 1, "exact": 1, "models": 1, "rewards": 1, "data": 1,
     "sampling": 2, "config": 2,
     "evals": 3, "judges": 3,
@@ -14,7 +14,13 @@ LEVEL = {
     "labs": 6,
     "cli": 7,
 }  # fmt: skip
-LIGHT = {"core": {"torch"}, "store": set(), "methods": {"torch"}, "exact": {"torch"}}  # what these import at the top
+LIGHT = {
+    "core": {"torch"},
+    "store": set(),
+    "sandbox": set(),
+    "methods": {"torch"},
+    "exact": {"torch"},
+}  # what these import at the top
 HEAVY = {
     "transformers", "peft", "datasets", "pyarrow", "matplotlib", "math_verify", "reasoning_gym", "rich", "tensorboard",
     "tokenizers", "safetensors", "vllm", "ray", "langdetect",

@@ -465,13 +465,13 @@ def test_bad_combinations_are_refused():
 def test_build_by_name_and_by_table():
     assert {name for name in VERIFIERS} >= {"exact", "numeric", "regex", "math", "format"}
     for name, entry in VERIFIERS.items():
-        assert build(name).name == name and entry.summary
+        assert build(name, trust=True).name == name and entry.summary
     both = build({"numeric": 1.0, "format": 0.5})
     scores = both([GOOD, "4", "<think></think><answer>5</answer>"], [{"answer": "4"}] * 3)
     assert [(score.value, score.verdict) for score in scores] == [(1.5, "correct"), (1.0, "wrong"), (0.5, "wrong")]
     assert both.name == "numeric+format"
     with pytest.raises(
-        ValueError, match="there is no verifier 'maths'; there are: exact, numeric, regex, math, format"
+        ValueError, match="there is no verifier 'maths'; there are: exact, numeric, regex, math, code, format"
     ):
         build("maths")
     with pytest.raises(ValueError, match="name at least one verifier"):

@@ -55,7 +55,7 @@ def eval_reward_model(folder: str, file: str, n: int | None) -> dict[str, Any]:
 
 
 def problems_of(
-    task: str, n: int, seed: int, split: str, reward: str, flags: list[str]
+    task: str, n: int, seed: int, split: str, reward: str, flags: list[str], trust: bool = False
 ) -> tuple[list[Problem], Any, str]:
     """Problems to evaluate on, what judges them, and what they are called."""
     from fiducial.data import open_rows, parse, tasks
@@ -63,14 +63,18 @@ def problems_of(
 
     over = show.overrides(flags)
     if not Path(task).suffix or task in tasks.TASKS:
-        return tasks.problems(tasks.get(task), n, cast(Any, split), seed, **over), judge(reward or task), task
+        return (
+            tasks.problems(tasks.get(task), n, cast(Any, split), seed, **over),
+            judge(reward or task, trust=trust),
+            task,
+        )
     if not reward:
         raise ValueError(f"problems from {task} need something that judges them: --reward math, or file.py:function")
     fields = {name.removesuffix("_field"): value for name, value in over.items()}
     rows = open_rows(task)
     picked = range(min(n, len(rows)))
     examples = [example for i in picked for example in parse(rows[i], "problems", fields, i)]
-    return cast(list[Problem], examples), judge(reward), task
+    return cast(list[Problem], examples), judge(reward, trust=trust), task
 
 
 def main(argv: list[str]) -> int:
@@ -92,6 +96,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--split", default="test", choices=("train", "dev", "test"), help="of a task (default test)")
     parser.add_argument("--reward", default="", help="what judges problems from a file")
     parser.add_argument("--chat", action="store_true", help="problems are what a user says to a chat model")
+    parser.add_argument("--i-trust-this-code", action="store_true", help=show.TRUST)
     eval_pairs.add_flags(parser)
     eval_against.add_flags(parser)
     eval_frontier.add_flags(parser)
@@ -156,7 +161,9 @@ def eval_policy(args: Any, flags: list[str]) -> dict[str, Any]:
     from fiducial.evals.evaluate import evaluate
     from fiducial.sampling.endpoint import open_sampler
 
-    problems, verify, name = problems_of(args.task, args.n or 100, args.seed, args.split, args.reward, flags)
+    problems, verify, name = problems_of(
+        args.task, args.n or 100, args.seed, args.split, args.reward, flags, args.i_trust_this_code
+    )
     found = evaluate(
         *open_sampler(args.model),
         [as_chat(problem) for problem in problems] if args.chat else problems,

@@ -43,6 +43,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("file", nargs="?", help="rows: JSONL, JSON, CSV, parquet")
     parser.add_argument("--out", help="write one JSON line per row here")
     parser.add_argument("--timeout", type=float, help="seconds per row (default 10; a function of yours 30)")
+    parser.add_argument("--i-trust-this-code", action="store_true", help=show.TRUST)
     parser.add_argument("--list", action="store_true", help="the verifiers there are")
     args = parser.parse_args(argv)
     if args.list:
@@ -54,13 +55,13 @@ def main(argv: list[str]) -> int:
     from fiducial.judges import judge
 
     verifier = show.model_folder(args.verifier) if Path(args.verifier).is_dir() else args.verifier
-    reward = judge(verifier, args.timeout)
+    reward = judge(verifier, args.timeout, args.i_trust_this_code)
     rows = list(open_rows(args.file))
     scores = score_rows(reward, rows)
     found = [
         {
             **{"index": i, "verdict": s.verdict, "value": s.value, "why": s.why},
-            **{"seconds": round(s.seconds, 6), "graded": s.graded},
+            **{"seconds": round(s.seconds, 6), "graded": s.graded, "isolation": s.isolation},
             "parts": {
                 name: {"verdict": part.verdict, "value": part.value, "why": part.why} for name, part in s.parts.items()
             },

@@ -11,6 +11,8 @@ from typing import Any
 
 from fiducial.core.types import Decoding
 
+TRUST = "where there is no sandbox, run code that a model wrote all the same, as an ordinary process"
+
 
 def parser(verb: str, does: str, example: str) -> argparse.ArgumentParser:
     """The argument parser of a verb, with an example in its help and --json."""

@@ -41,11 +41,14 @@ def main(argv: list[str]) -> int:
     parser.add_argument("recipe", help="a TOML file, or the id of a shipped recipe (`fiducial recipes`)")
     parser.add_argument("--out", help="the run folder (default: runs/ and the recipe's name)")
     parser.add_argument("--steps", type=int, help="how many steps in all")
+    parser.add_argument("--i-trust-this-code", action="store_true", help=show.TRUST)
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint; without one, start")
     parser.add_argument("--no-sample", action="store_true", help="show no row of the data before the first step")
     args, flags = parser.parse_known_args(argv)
     if args.steps is not None:
         flags += ["--steps", str(args.steps)]
+    if args.i_trust_this_code:
+        flags += ["--verdicts.trust-code", "true"]
     out = args.out or Path("runs") / Path(args.recipe).stem
     if "stage" in read_toml(args.recipe):
         return _pipeline(args, out, show.overrides(flags))

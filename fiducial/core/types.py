@@ -34,6 +34,8 @@ class Score:
     why: str = ""
     parts: dict[str, Score] = field(default_factory=dict)  # the sources of a weighted combination
     graded: bool = False  # the value is a plain number, which nobody called right or wrong: see `of_number`
+    own: bool = False  # a timeout or crash is the completion's own doing: its program's, not the verifier's
+    isolation: str = ""  # how code that the completion holds was contained while it ran; empty: none ran
     seconds: float = field(default=0.0, compare=False)  # that judging took
     flags: dict[str, float] = field(
         default_factory=dict
@@ -44,13 +46,19 @@ class Score:
         if judged != (self.value is not None):
             raise ValueError(f"a score that is {self.verdict!r} cannot have the value {self.value!r}")
 
+    @property
+    def failed(self) -> bool:
+        """Whether it is the verifier that failed, which says nothing of the completion."""
+        return self.verdict in FAILED and not self.own
+
     @staticmethod
     def of_number(value: float) -> Score:
         """What a function's number says: 1 is correct and 0 is wrong; any other number is `graded`, and its verdict
         says only whether it is full marks, 1 or more.
 
-        >>> Score.of_number(0.75)
-        Score(value=0.75, verdict='wrong', why='', parts={}, graded=True, seconds=0.0, flags={})
+        >>> score = Score.of_number(0.75)
+        >>> score.value, score.verdict, score.graded
+        (0.75, 'wrong', True)
         """
         return Score(value, "correct" if value >= 1 else "wrong", graded=value not in (0, 1))
 

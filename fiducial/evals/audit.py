@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from fiducial.core.seeds import mix
-from fiducial.core.types import FAILED, Decoding, Problem, Prompt, Request, Reward, Rollout, Sampler
+from fiducial.core.types import Decoding, Problem, Prompt, Request, Reward, Rollout, Sampler
 from fiducial.data import Item
 from fiducial.data.dataset import prompt_length
 from fiducial.evals.evaluate import Earns, diversity, flag_rates, judge, lengths
@@ -84,7 +84,7 @@ def gold(
     completions, and `gold/unjudged`, the share that it failed on. A rollout's `group` is the number of its problem."""
     judged = [judge(group, problems, reward, earns) for group in groups]
     flat = [r for group in judged for r in group]
-    failed = fmean(r.score is None or r.score.verdict in FAILED for r in flat)
+    failed = fmean(r.score is None or r.score.failed for r in flat)
     known = [[r.reward for r in group if r.reward is not None] for group in judged]
     means = [fmean(values) for values in known if values]
     found = {"gold/unjudged": failed, **{f"gold/{name}": rate for name, rate in flag_rates(flat).items()}}

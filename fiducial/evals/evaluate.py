@@ -16,7 +16,7 @@ from typing import Any, cast
 from fiducial.config import Run
 from fiducial.core.answers import extract_answer, normalize_answer, read_number
 from fiducial.core.seeds import mix
-from fiducial.core.types import FAILED, VERDICTS, Decoding, Problem, Prompt, Request, Reward, Rollout, Sampler, Score
+from fiducial.core.types import VERDICTS, Decoding, Problem, Prompt, Request, Reward, Rollout, Sampler, Score
 from fiducial.evals import stats
 from fiducial.evals.stats import Interval
 
@@ -183,7 +183,7 @@ def summarise(
         interval = stats.proportion_interval(values, samples=several)
         metrics[name], intervals[name] = interval.value, (interval.low, interval.high)
     verdicts = Counter(_score(rollout).verdict for rollout in flat)
-    metrics["unjudged"] = sum(verdicts[verdict] for verdict in FAILED) / len(flat)
+    metrics["unjudged"] = sum(_score(rollout).failed for rollout in flat) / len(flat)
     metrics |= flag_rates(flat)
     metrics |= {**rewards(flat), **lengths(flat), **diversity(groups, answers)}
     counted = {verdict: verdicts[verdict] for verdict in VERDICTS if verdicts[verdict]}

@@ -141,7 +141,7 @@ def verifier_fails(run: Evidence) -> Iterator[Finding]:
             what = f"{show(name, share)} of completions are {verdict!r} to the verifier, at worst {show(name, worst)}"
             advice = {
                 "timeout": "raise verdicts.timeout, or look at the completions that are slow to check",
-                "crashed": "read the reason in the rollouts (column why) and mend the verifier",
+                "crashed": "read the reason in the rollouts (column why) and mend the verifier (or the programs)",
                 "skipped": "the rows lack a field that the verifier needs; the rollouts (column why) name it",
             }[verdict]
             yield Finding("error" if share > 0.25 else "warning", what, f"{name}, step {step}", advice)

@@ -33,16 +33,18 @@ def told_name(name: str) -> str:
     return name.rpartition("#")[2] if is_endpoint(name) else Path(name).name
 
 
-def judge(name: str | Mapping[str, float | Mapping[str, Any]], timeout: float | None = None) -> Reward:
+def judge(
+    name: str | Mapping[str, float | Mapping[str, Any]], timeout: float | None = None, trust: bool = False
+) -> Reward:
     """A verifier (with options: `numeric(rel_tol=0.01)`), a task's own by its id, `file.py:function`, the folder of a
     reward or preference model, `ai:FOLDER` (the rating of a language model), or a table of these
     with weights (`rewards.combined`).
 
-    `timeout` is in seconds per row; None means 10 for a verifier and 30 for a user's function. ValueError if there is
-    no such thing.
+    `timeout` is in seconds per row; None means 10 for a verifier and 30 for a user's function. `trust` lets code that
+    a model wrote run without a sandbox where there is none. ValueError if there is no such thing.
     """
     if not isinstance(name, str):
-        return rewards.combined(name, lambda part: judge(part, timeout))
+        return rewards.combined(name, lambda part: judge(part, timeout, trust))
     if name in tasks.TASKS or name.startswith("rg/"):
         return TaskReward(tasks.get(name), 10.0 if timeout is None else timeout)
     if name.startswith("ai:"):
@@ -53,7 +55,7 @@ def judge(name: str | Mapping[str, float | Mapping[str, Any]], timeout: float | 
     if ":" not in name and verifier not in rewards.VERIFIERS:
         known = ", ".join([*rewards.VERIFIERS, *tasks.TASKS])
         raise ValueError(f"there is no verifier {name!r}: {known}, a reward model's folder, or path/file.py:function")
-    return rewards.build(name, timeout)
+    return rewards.build(name, timeout, trust)
 
 
 def pair_judge(

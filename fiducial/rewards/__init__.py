@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fiducial.core.types import Reward
+from fiducial.rewards.code import Code
 from fiducial.rewards.combine import Part, Weighted, combined
 from fiducial.rewards.constraints import Constraints
 from fiducial.rewards.exact import Exact
@@ -49,6 +50,7 @@ VERIFIERS: dict[str, VerifierEntry] = {
     "numeric": VerifierEntry("the answer is the same number as the row's `answer`", Numeric),
     "regex": VerifierEntry("the row's `pattern` (or `answer`) matches the completion", Regex),
     "math": VerifierEntry("the answer is mathematically equal to the row's `answer`", Math),
+    "code": VerifierEntry("the program passes the row's `tests`, in a sandbox", Code),
     "format": VerifierEntry("one <think> block, then one <answer> block", Format),
     "logic_reward": VerifierEntry(
         "Logic-RL's sum of format and answer for knights and knaves: 3, -0.5, -1, -3", LogicReward
@@ -79,14 +81,17 @@ def named(spec: str) -> tuple[str, dict[str, Any]]:
         raise ValueError(f"{spec!r} is not a verifier with options, such as numeric(rel_tol=0.01)") from error
 
 
-def build(spec: str | Mapping[str, float | Mapping[str, Any]], timeout: float | None = None) -> Reward:
+def build(
+    spec: str | Mapping[str, float | Mapping[str, Any]], timeout: float | None = None, trust: bool = False
+) -> Reward:
     """The reward that a recipe or a command names: a verifier's id, with its options in parentheses where others than
     the defaults are wanted (`constraints(loose=True)`), `file.py:function`, or a table of parts (`combined`).
 
-    `timeout` is in seconds per row; None means 10 for a verifier and 30 for a user's function.
+    `timeout` is in seconds per row; None means 10 for a verifier and 30 for a user's function. With `trust`, code that
+    a model wrote may run without a sandbox where there is none; without, ValueError.
     """
     if not isinstance(spec, str):
-        return combined(spec, lambda name: build(name, timeout))
+        return combined(spec, lambda name: build(name, timeout, trust))
     name, options = named(spec)
     if name in VERIFIERS:
         entry = VERIFIERS[name]
@@ -95,6 +100,8 @@ def build(spec: str | Mapping[str, float | Mapping[str, Any]], timeout: float | 
                 raise ValueError(f"{name} has no option {option!r}; it has {', '.join(entry.options) or 'none'}")
         if "timeout" in inspect.signature(entry.make).parameters:
             options["timeout"] = 10.0 if timeout is None else timeout
+        if trust and "trust" in entry.options:
+            options["trust"] = True
         return entry.make(**options)
     if ":" in spec:
         return UserReward(spec, timeout=30.0 if timeout is None else timeout)

@@ -75,11 +75,13 @@ class Weighted:
             scores = part.reward([completions[i] for i in mine], [rows[i] for i in mine]) if mine else []
             for i, score in zip(mine, scores, strict=True):
                 found[i][name] = score
-        return [self._with_flags(parts) for parts in found]
+        return [self._with_marks(parts) for parts in found]
 
-    def _with_flags(self, parts: dict[str, Score]) -> Score:
+    def _with_marks(self, parts: dict[str, Score]) -> Score:
+        """The whole, with what its parts carry beside a value."""
         flags = {name: raised for part in parts.values() for name, raised in part.flags.items()}
-        return replace(self._combine(parts), flags=flags)
+        isolation = next((part.isolation for part in parts.values() if part.isolation), "")
+        return replace(self._combine(parts), flags=flags, isolation=isolation)
 
     def _combine(self, parts: dict[str, Score]) -> Score:
         if self.gate in parts and parts[self.gate].verdict == "wrong":
@@ -90,7 +92,7 @@ class Weighted:
             if weight == 0 and name != self.gate:
                 continue
             if score.value is None:
-                return Score(None, score.verdict, f"{name}: {score.why}", parts)
+                return Score(None, score.verdict, f"{name}: {score.why}", parts, own=score.own)
             value += weight * self.parts[name].clipped(score.value)
             if weight > 0:
                 judging.append(score)

@@ -451,7 +451,7 @@ def make_reward(run: Run) -> Reward:
     """What scores completions: the recipe's reward, or the task's own verifier."""
     if not run.reward and not run.task:
         raise RecipeError('problems from a file need a reward: reward = "math", or "file.py:function"')
-    return judge(run.reward or run.task, run.verdicts.timeout or None)
+    return judge(run.reward or run.task, run.verdicts.timeout or None, run.verdicts.trust_code)
 
 
 def make_cost(run: Run, method: Method) -> Reward | None:
@@ -477,6 +477,7 @@ def make_gold(run: Run, method: Method) -> Reward | None:
     """What judges held-out samples and never trains: eval.gold, or the task's verifier where another reward trains."""
     own = run.task if method.judged and run.reward not in ("", run.task) and run.eval.k else ""
     try:
-        return judge(run.eval.gold or own, run.verdicts.timeout or None) if run.eval.gold or own else None
+        name, verdicts = run.eval.gold or own, run.verdicts
+        return judge(name, verdicts.timeout or None, verdicts.trust_code) if name else None
     except ValueError as error:
         raise RecipeError(f"eval.gold: {error}") from error

@@ -21,7 +21,6 @@ from fiducial.core.method import Method
 from fiducial.core.seeds import mix
 from fiducial.core.tokens import collate, pad
 from fiducial.core.types import (
-    FAILED,
     VERDICTS,
     Demo,
     Encoded,
@@ -201,13 +200,13 @@ class GroupFeed:
     def tell(self, step: int, rollouts: list[Rollout], meter: Meter) -> None:
         """Metrics of the step's rollouts; stops the run when too many could not be judged."""
         verdicts = Counter(r.score.verdict for r in rollouts if r.score)
-        failed = sum(self.runtime.gather(sum(verdicts[v] for v in FAILED)))
+        own = [r for r in rollouts if r.score and r.score.failed]
+        failed = sum(self.runtime.gather(len(own)))
         number = sum(self.runtime.gather(len(rollouts)))
         if number and failed / number > self.run.verdicts.max_failed:
-            first = next((r for r in rollouts if r.score and r.score.verdict in FAILED), None)
             raise TrainingError(
                 f"step {step + 1}: {failed} of {number} completions could not be judged, over verdicts.max_failed = "
-                f"{self.run.verdicts.max_failed}; the first: {_failure(first) if first else 'on another rank'}"
+                f"{self.run.verdicts.max_failed}; the first: {_failure(own[0]) if own else 'on another rank'}"
             )
         for verdict in VERDICTS:
             meter.add(f"verdict/{verdict}", verdicts[verdict], len(rollouts))

@@ -267,7 +267,7 @@ def plain(rollout: Rollout, tokens: bool = True) -> dict[str, Any]:
     row = asdict(rollout)
     score = row.pop("score") or {}
     row["prompt"] = rollout.prompt
-    row |= {"verdict": score.get("verdict"), "why": score.get("why")}
+    row |= {name: score.get(name) for name in ("verdict", "why", "own", "isolation")}
     row["flags"] = score.get("flags") or {}
     row["scores"] = {name: part["value"] for name, part in (score.get("parts") or {}).items()}
     if not tokens:

@@ -88,7 +88,7 @@ def drawer(work: Sample, runtime: Runtime) -> Callable[[Sequence[Problem], int],
     """Loads the model and the reward; gives the function (problems, seed) -> scored completions as rows."""
     model, tokenizer = models.load(work.model.path, DTYPES[work.model.dtype], runtime.device)
     sampler = LocalSampler(model, tokenizer, autocast=work.model.autocast)
-    reward = judge(work.reward or work.task, work.verdicts.timeout or None)
+    reward = judge(work.reward or work.task, work.verdicts.timeout or None, work.verdicts.trust_code)
     earns = Run(sampling=work.sampling, verdicts=work.verdicts).reward_of
 
     def draw(problems: Sequence[Problem], seed: int) -> list[dict[str, Any]]:
@@ -112,7 +112,7 @@ def drawer(work: Sample, runtime: Runtime) -> Callable[[Sequence[Problem], int],
 
 
 def _refuse_failures(work: Sample, rows: Sequence[dict[str, Any]]) -> None:
-    failed = [row for row in rows if row["verdict"] in FAILED]
+    failed = [row for row in rows if row["verdict"] in FAILED and not row["own"]]
     if len(failed) > work.verdicts.max_failed * len(rows):
         first = failed[0]
         raise TrainingError(
@@ -264,7 +264,7 @@ def measure(gold: Gold, folder: str | Path, runtime: Runtime) -> dict[str, float
         LocalSampler(model, tokenizer),
         lambda prompt: models.encode_prompt(tokenizer, prompt),
         prompts(gold),
-        judge(gold.reward or gold.task, gold.verdicts.timeout or None),
+        judge(gold.reward or gold.task, gold.verdicts.timeout or None, gold.verdicts.trust_code),
         gold.sampling.decoding,
         gold.k,
         reward_of=Run(sampling=gold.sampling, verdicts=gold.verdicts).reward_of,
