@@ -109,6 +109,30 @@ class Optim:
     rows_per_pass: int = 64  # examples in one forward and backward: a matter of memory, never of the result
     epochs: int = 1  # passes over a step's batch
     minibatches: int = 1  # updates in each pass
+    target_kl: float = 0.0  # nats a token from the sampling policy at which a step's updates end; 0: off
+
+
+@dataclass(frozen=True)
+class Entropy:
+    """A bonus for the entropy of the policy's next-token distributions, over the whole vocabulary."""
+
+    weight: float = 0.0  # of the entropy, subtracted from the loss of each token; 0: off
+    target: float = 0.0  # nats a token: the weight is steered to it; 0: it stays
+    step: float = 0.005  # that the weight moves by, each step
+    max: float = 0.05  # that it may come to
+
+
+@dataclass(frozen=True)
+class Correction:
+    """Importance weights for samples that another policy drew than the one that is trained: an older one, or the same
+    in another engine's arithmetic. The weight is that of the policy at the step's start over the sampler."""
+
+    mode: Literal["off", "truncate", "mask"] = "off"  # weights above cap: cut to it, or to 0 (and those below floor)
+    level: Literal["token", "sequence"] = "token"  # a weight for each token, or the completion's product
+    cap: float = 2.0  # largest weight
+    floor: float = 0.0  # smallest weight that mode = "mask" keeps
+    renormalise: bool = False  # what is masked does not count in averages either
+    bypass: bool = False  # no weights: the sampler's log-probs stand in for old_logprobs
 
 
 @dataclass(frozen=True)
@@ -201,6 +225,8 @@ class Run:
     hparams: dict[str, Any] = field(default_factory=dict)  # the method's own: `fiducial methods ID`
     kl: dict[str, Any] | KL = field(default_factory=dict)  # weight, estimator, place: over the method's own
     optim: Optim = Optim()
+    entropy: Entropy = Entropy()
+    correction: Correction = Correction()
     critic: Critic = Critic()
     mix: Mix = Mix()
     sampling: Sampling = Sampling()
@@ -321,9 +347,36 @@ def _check(run: Run, method: Method) -> None:
     ]
     if run.model.lora.rank and run.model.ref:
         rules.append((False, "with model.lora the reference is the base model itself: leave model.ref empty"))
-    for fine, message in [*rules, *_sampling_rules(run, method)]:
+    for fine, message in [*rules, *_sampling_rules(run, method), *_loss_rules(run, method)]:
         if not fine:
             raise RecipeError(message)
+
+
+def _loss_rules(run: Run, method: Method) -> list[tuple[bool, str]]:
+    """What must hold of the terms beside a method's own loss."""
+    e, c = run.entropy, run.correction
+    weighs = c.mode != "off" or c.bypass
+    return [
+        (e.weight >= 0 and e.target >= 0, "entropy.weight and entropy.target must be 0 (off) or more"),
+        (e.step >= 0 and e.max >= e.weight, "entropy.step must be 0 or more, and entropy.max at least entropy.weight"),
+        (
+            (not e.weight and not e.target) or method.learns == "policy",
+            f"{method.name} trains no policy: [entropy] does not apply",
+        ),
+        (run.optim.target_kl >= 0, f"optim.target_kl must be 0 (off) or more; it is {run.optim.target_kl}"),
+        (
+            not (run.optim.target_kl or run.penalty.target) or method.feed == "groups",
+            f"{method.name} samples nothing by policy gradient: optim.target_kl and kl.target do not apply",
+        ),
+        (not weighs or method.feed == "groups", f"{method.name} weighs no samples: [correction] does not apply"),
+        (c.cap > 0 and 0 <= c.floor < c.cap, f"correction needs 0 <= floor < cap; they are {c.floor} and {c.cap}"),
+        (not c.bypass or c.mode == "off", "correction.bypass is in place of weights: leave correction.mode off"),
+        (c.mode == "mask" or not c.renormalise, 'correction.renormalise goes with correction.mode = "mask"'),
+        (
+            c.mode == "off" or c.level == "sequence" or method.per != "row",
+            f"{method.name}'s loss is one number a completion: set correction.level = 'sequence'",
+        ),
+    ]
 
 
 def _sampling_rules(run: Run, method: Method) -> list[tuple[bool, str]]:

@@ -117,7 +117,7 @@ def test_sequence_clip_share_is_of_the_sequence_ratio():
     run = Run(hparams=METHODS["grpo"].settings({"ratio_level": "sequence"}))
     meter = Meter()
     logprobs = torch.tensor([[0.0, 1.0, -1.0]])
-    measure_groups(run, {"logprobs": logprobs, "old_logprobs": torch.zeros(1, 3)}, batch, batch.mask.float(), meter)
+    measure_groups(run, {"logprobs": logprobs, "old_logprobs": torch.zeros(1, 3)}, {}, batch, batch.mask.float(), meter)
     assert meter.reduce(Runtime()).get("clip_ratio/high", 0) == 0
 
 

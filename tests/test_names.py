@@ -103,5 +103,5 @@ def settings(kind) -> list[str]:
 
 
 def test_settings_are_few():
-    """A run has at most 80 settings, those of data columns and of a fresh model included: each must earn its place."""
-    assert len(settings(Run)) <= 80
+    """A run has at most 100 settings, those of data columns and of a fresh model included: each must earn its place."""
+    assert len(settings(Run)) <= 100

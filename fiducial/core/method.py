@@ -89,12 +89,18 @@ class KL:
     weight: float = 0.0
     estimator: Literal["k1", "k2", "k3", "k1+", "k3+", "full"] = "k3"
     place: Literal["loss", "reward"] = "loss"
+    target: float = 0.0  # nats a completion that the weight is steered to (Ziegler et al. 2019); 0: it stays
+    horizon: float = 10_000.0  # completions in which it may change by a fifth
 
     def __post_init__(self):
         if not (self.weight >= 0 and math.isfinite(self.weight)):
             raise ValueError(f"kl.weight must be 0 or more; it is {self.weight}")
         if self.estimator not in KL_ESTIMATORS:
             raise ValueError(f"kl.estimator must be one of {', '.join(KL_ESTIMATORS)}; it is {self.estimator!r}")
+        if not (self.target >= 0 and self.horizon > 0):
+            raise ValueError("kl.target must be 0 (the weight stays) or more nats, and kl.horizon positive")
+        if self.target and not self.weight:
+            raise ValueError("kl.target steers kl.weight, which must begin above 0")
         if self.place not in ("loss", "reward"):
             raise ValueError(f"kl.place must be 'loss' or 'reward'; it is {self.place!r}")
 

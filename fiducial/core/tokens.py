@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from fiducial.core.divergence import entropy
 from fiducial.core.types import Encoded, Tokens
 
 
@@ -79,12 +80,18 @@ def align(per_prediction: Tensor) -> Tensor:
 
 
 def masked_logprobs(
-    hidden: Tensor, head: Callable[[Tensor], Tensor], input_ids: Tensor, mask: Tensor, temperature: float = 1.0
-) -> tuple[Tensor, Tensor]:
-    """`token_logprobs` of the masked tokens only (elsewhere 0), and whether each was the likeliest one: both [B, L].
+    hidden: Tensor,
+    head: Callable[[Tensor], Tensor],
+    input_ids: Tensor,
+    mask: Tensor,
+    temperature: float = 1.0,
+    spread: bool = False,
+) -> dict[str, Tensor]:
+    """`token_logprobs` of the masked tokens only (elsewhere 0) and "hits", whether each was the likeliest one: [B, L].
 
-    The head runs on the positions that predict a masked token, so a long prompt costs no vocabulary-wide row.
-    hidden [B, L, D]; mask [B, L] bool; head maps [M, D] to [M, V].
+    With `spread` also the "entropy" of each distribution, over the whole vocabulary, in nats. The head runs on the
+    positions that predict a masked token, so a long prompt costs no vocabulary-wide row. hidden [B, L, D]; mask [B, L]
+    bool; head maps [M, D] to [M, V].
     """
     wanted = mask[:, 1:]
     scores = head(hidden[:, :-1][wanted])  # [M, V]
@@ -95,7 +102,10 @@ def masked_logprobs(
     picked = scores.gather(-1, targets[:, None]).squeeze(-1) - scores.logsumexp(-1)
     empty = torch.zeros(wanted.shape, dtype=picked.dtype, device=picked.device)
     hits = torch.zeros_like(wanted).masked_scatter(wanted, scores.detach().argmax(-1) == targets)
-    return align(empty.masked_scatter(wanted, picked)), align(hits)
+    out = {"logprobs": align(empty.masked_scatter(wanted, picked)), "hits": align(hits)}
+    if spread:
+        out["entropy"] = align(empty.masked_scatter(wanted, entropy(scores)))
+    return out
 
 
 def sequence_sum(per_token: Tensor, mask: Tensor) -> Tensor:

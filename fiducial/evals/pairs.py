@@ -82,7 +82,7 @@ def likelihoods(policy: Policy, items: Sequence[Item]) -> Likelihoods:
         batch = collate([rows[i] for i in places]).to(device_of(policy.model))
         with eval_mode(policy.model):
             hidden = policy.model.hidden(batch.input_ids)
-            logprobs, _ = masked_logprobs(hidden, policy.model.head, batch.input_ids, batch.mask)
+            logprobs = masked_logprobs(hidden, policy.model.head, batch.input_ids, batch.mask)["logprobs"]
         summed[places] = sequence_sum(logprobs, batch.mask).double().cpu()
     lengths = torch.tensor([float(max(sum(row.mask[1:]), 1)) for row in rows], dtype=torch.float64)
     return Likelihoods(summed[::2], summed[1::2], lengths[::2], lengths[1::2])

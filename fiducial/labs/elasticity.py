@@ -102,7 +102,7 @@ def _reversed(
 def _rate(model: Any, rows: Sequence[Encoded]) -> float:
     """Log-loss a token over that of a uniform code of the words and the end."""
     batch = collate(rows)
-    logprobs, _ = masked_logprobs(model.hidden(batch.input_ids), model.head, batch.input_ids, batch.mask)
+    logprobs = masked_logprobs(model.hidden(batch.input_ids), model.head, batch.input_ids, batch.mask)["logprobs"]
     return -float(logprobs.sum()) / int(batch.mask.sum()) / math.log(len(WORDS) + 1)
 
 

@@ -36,6 +36,7 @@ def collect(parts: Parts, state: State) -> dict[str, Any]:
         "anchors": {name: anchor.state() for name, anchor in parts.anchors.items() if anchor.moves},
         "learners": {name: _collect(*both) for name, both in state.optimizers(parts).items()},
         "credit": state.credit,
+        "control": state.control,
         "step": state.step,
     }
 
@@ -48,7 +49,7 @@ def restore(parts: Parts, state: State, saved: dict[str, Any]) -> None:
         set_model_state_dict(learner, saved["learners"][name]["model"], options=_WHOLE)
         if saved["learners"][name]["optimizer"]:
             set_optimizer_state_dict(learner, optimizer, saved["learners"][name]["optimizer"], options=_WHOLE)
-    state.credit, state.step = saved["credit"], saved["step"]
+    state.credit, state.control, state.step = saved["credit"], saved["control"], saved["step"]
 
 
 def _collect(learner: Learner, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -22,8 +22,9 @@ class Learner(nn.Module):
         super().__init__()
         self.model, self.kind, self.temperature, self.autocast = model, kind, temperature, autocast
 
-    def forward(self, batch: Tokens, want_logits: bool = False) -> dict[str, Tensor]:
-        """{"logprobs": [B, L], "hits": [B, L]} and, if wanted, "logits" [B, L, V], all aligned; or {"scores": [B]}, or
+    def forward(self, batch: Tokens, want_logits: bool = False, want_entropy: bool = False) -> dict[str, Tensor]:
+        """{"logprobs": [B, L], "hits": [B, L]} and, if wanted, "entropy" [B, L] and "logits" [B, L, V], all aligned; or
+        {"scores": [B]}, or
         {"values": [B, L]}, at each token that trains the forecast made before it."""
         with torch.autocast(batch.input_ids.device.type, torch.bfloat16, enabled=self.autocast):
             if self.kind == "reward_model":
@@ -34,8 +35,8 @@ class Learner(nn.Module):
                 values = align(values if values.dtype == torch.float64 else values.float())
                 return {"values": torch.where(batch.mask, values, 0.0)}
             hidden = self.model.hidden(batch.input_ids)
-            logprobs, hits = masked_logprobs(hidden, self.model.head, batch.input_ids, batch.mask, self.temperature)
-            out = {"logprobs": logprobs, "hits": hits}
+            tokens = (batch.input_ids, batch.mask, self.temperature)
+            out = masked_logprobs(hidden, self.model.head, *tokens, spread=want_entropy)
             if want_logits:
                 out["logits"] = align(next_token_logits(self.model.head(hidden), self.temperature))
         return out

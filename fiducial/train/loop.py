@@ -22,6 +22,7 @@ from fiducial.core.seeds import mix
 from fiducial.core.tokens import sequence_sum
 from fiducial.core.total import Counts, count, total
 from fiducial.core.types import Tokens
+from fiducial.train.control import adjusted, controlled
 from fiducial.train.learner import Learner, named_tensors
 from fiducial.train.measure import Meter, measure, measure_critic, measured
 from fiducial.train.parts import Parts, Report, State, TrainingError, lr_at
@@ -29,10 +30,11 @@ from fiducial.train.prepare import passes, prepare, token_kl
 from fiducial.train.runtime import number
 
 
-def steps(run: Run, method: Method, parts: Parts, state: State) -> Iterator[Report]:
-    """Train from `state.step` to `run.steps`, yielding after each step. `run` is resolved."""
+def steps(plan: Run, method: Method, parts: Parts, state: State) -> Iterator[Report]:
+    """Train from `state.step` to `plan.steps`, yielding after each step. `plan` is a resolved run."""
     runtime = parts.runtime
-    while state.step < run.steps:
+    while state.step < plan.steps:
+        run = controlled(plan, state.control)
         step, meter, began = state.step, Meter(), time.perf_counter()
         torch.manual_seed(mix(run.seed, "step", step, runtime.rank))
         move_anchors(run, method, parts, step)
@@ -49,13 +51,26 @@ def steps(run: Run, method: Method, parts: Parts, state: State) -> Iterator[Repo
             demos = None if mixed is None or more is None else mixed.select(more)
             row_logprobs, norms = update(run, method, parts, state, batch, units, demos, meter)
             rows = rows or row_logprobs
+            if drifted(run, parts, meter):
+                break
         state.step += 1
         parts.hand_over(state.step)
         meter.seconds("train", time.perf_counter() - started)
         metrics = meter.reduce(runtime)
         metrics["seconds"] = time.perf_counter() - began
         metrics["lr"] = lr_at(run, step)
+        state.control = adjusted(run, state.control, metrics)
         yield Report(step, metrics, batch, rows, norms)
+
+
+def drifted(run: Run, parts: Parts, meter: Meter) -> bool:
+    """Whether the step's last update found the policy further from the sampling one than `optim.target_kl`."""
+    if not run.optim.target_kl:
+        return False
+    totals = [sum(share) for share in zip(*parts.runtime.gather(tuple(meter.latest("policy/approxkl"))), strict=True)]
+    stop = totals[0] > run.optim.target_kl * totals[1]
+    meter.total("stopped_early", int(stop and parts.runtime.first))
+    return stop
 
 
 def move_anchors(run: Run, method: Method, parts: Parts, step: int) -> None:
@@ -197,20 +212,31 @@ def objective(
     kl, needs = run.penalty, method.needs_with(run.hparams)
     in_loss = kl.weight > 0 and kl.place == "loss"
     full = in_loss and kl.estimator == "full"
-    out = parts.learner(micro, full or "logits" in needs)
+    out = parts.learner(micro, full or "logits" in needs, run.entropy.weight != 0)
     tensors = named_tensors(out, micro, {*needs, *measured(method)})
     if full or "ref_logits" in needs:
         assert parts.ref
         with torch.no_grad():
             tensors["ref_logits"] = parts.ref(micro, True)["logits"]
-    loss = method.call_loss(tensors, run.hparams)
+    loss = corrected(method.call_loss(tensors, run.hparams), tensors)
     per, constant = run.per or method.per, run.constant
     weight = micro.weight[: len(loss)]
     scalar = total(loss, micro.mask, weight, per, counts, constant)
+    per_token = "sequence_sum" if per == "row" else per
+    if run.entropy.weight:
+        spread = total(out["entropy"], micro.mask, micro.weight, per_token, counts, constant)
+        scalar = scalar - run.entropy.weight * spread
     if in_loss:
         ref = {"logprobs": tensors["ref_logprobs"], "logits": tensors.get("ref_logits", loss)}
         kl_tokens = token_kl(kl.estimator, out, ref, micro)
         tensors["kl"] = kl_tokens.detach()
-        kl_per = "sequence_sum" if per == "row" else per
-        scalar = scalar + kl.weight * total(kl_tokens, micro.mask, micro.weight, kl_per, counts, constant)
+        scalar = scalar + kl.weight * total(kl_tokens, micro.mask, micro.weight, per_token, counts, constant)
     return scalar, out, tensors
+
+
+def corrected(loss: Tensor, tensors: dict[str, Tensor]) -> Tensor:
+    """The loss times the weights of samples that another policy drew, if there are any."""
+    weights = tensors.get("importance")
+    if weights is None:
+        return loss
+    return loss * (weights if loss.ndim == 2 else weights.amax(-1))  # one weight a completion: equal at all its tokens

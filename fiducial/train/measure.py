@@ -30,6 +30,7 @@ class Meter:
 
     def __init__(self):
         self.sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        self.asked: dict[str, list[float]] = {}
         self.peaks: dict[str, float] = {}
         self.lows: dict[str, float] = {}
         self.totals: dict[str, float] = defaultdict(float)
@@ -39,6 +40,12 @@ class Meter:
         entry = self.sums[name]
         entry[0] += float(value)
         entry[1] += float(weight)
+
+    def latest(self, name: str) -> list[float]:
+        """What has come to a mean since this was last asked: its weighted sum and weight."""
+        now, before = self.sums[name], self.asked.get(name, [0.0, 0.0])
+        self.asked[name] = list(now)
+        return [a - b for a, b in zip(now, before, strict=True)]
 
     def mean(self, name: str, values: Tensor, weight: Tensor) -> None:
         """The weighted mean of a tensor."""
@@ -110,6 +117,7 @@ def measure(
         measure_demos(out, batch, meter)
     if "kl" in tensors:
         meter.mean("kl", tensors["kl"], token_weight)
+        meter.mean("kl/sequence", torch.where(batch.mask, tensors["kl"], 0.0).sum(-1), batch.weight)
         if run.penalty.estimator.startswith("k3"):
             meter.mean("kl/clamped", (tensors["kl"] >= K3_LIMIT).double(), token_weight)
     own = dict(method.call_measures(tensors, run.hparams))
@@ -118,7 +126,7 @@ def measure(
     if method.feed == "labels":
         measure_labels(run, tensors, batch, meter)
     if method.feed == "groups":
-        measure_groups(run, tensors, batch, token_weight, meter)
+        measure_groups(run, tensors, out, batch, token_weight, meter)
     for name, values in own.items():
         values, weight = values if isinstance(values, tuple) else (values, torch.ones_like(values))
         meter.mean(name, values, weight * batch.weight[: len(values)])
@@ -227,7 +235,9 @@ def _compare(accuracy: str, margin: str, good: Tensor, bad: Tensor, weight: Tens
     meter.mean(margin, good - bad, weight)
 
 
-def measure_groups(run: Run, tensors: dict[str, Tensor], batch: Tokens, token_weight: Tensor, meter: Meter) -> None:
+def measure_groups(
+    run: Run, tensors: dict[str, Tensor], out: dict[str, Tensor], batch: Tokens, token_weight: Tensor, meter: Meter
+) -> None:
     """Distance between the three ledgers of log-probs: trained, old, and the sampler's."""
     logprobs = tensors["logprobs"]
     old = tensors.get("old_logprobs", logprobs)
@@ -250,4 +260,4 @@ def measure_groups(run: Run, tensors: dict[str, Tensor], batch: Tokens, token_we
         gap = torch.where(batch.mask, (old - sampler).abs(), 0.0)
         meter.mean("sampling/logp_difference/mean", gap, token_weight)
         meter.peak("sampling/logp_difference/max", gap.max())
-        meter.mean("entropy", -sampler, token_weight)
+        meter.mean("entropy", out.get("entropy", -sampler), token_weight)

@@ -77,6 +77,7 @@ class State:
     step: int = 0
     credit: dict[str, Any] = field(default_factory=dict)
     critics: dict[str, torch.optim.Optimizer] = field(default_factory=dict)  # theirs, by name
+    control: dict[str, float] = field(default_factory=dict)  # coefficients that follow what is measured
 
     @staticmethod
     def begin(run: Run, parts: Parts) -> State:

@@ -11,6 +11,7 @@ from torch import Tensor
 from fiducial.config import Run
 from fiducial.core.divergence import full_kl, kl_estimate
 from fiducial.core.method import Method
+from fiducial.core.off_policy import bounded, effective_share, importance_weights
 from fiducial.core.tokens import sequence_sum
 from fiducial.core.types import Tokens
 from fiducial.train.measure import Meter, measure_credit
@@ -32,6 +33,11 @@ def prepare(run: Run, method: Method, parts: Parts, state: State, batch: Tokens,
         if kl is not None:
             kl = torch.where(batch.mask, kl, 0.0)
             meter.mean("kl", kl, batch.mask * batch.weight[:, None])
+            meter.mean("kl/sequence", kl.sum(-1), batch.weight)
+        if run.correction.bypass:
+            batch.extra["old_logprobs"] = batch.extra["sampler_logprobs"]
+        if run.correction.mode != "off":
+            weigh(run, batch, meter)
         batch.extra.update(credit(method, run, parts.runtime, state, batch, kl, meter))
 
 
@@ -41,7 +47,8 @@ def forwards(run: Run, method: Method, parts: Parts, batch: Tokens) -> dict[str,
     kl, needs = run.penalty, method.needs_with(run.hparams)
     in_reward = kl.weight > 0 and kl.place == "reward" and method.feed == "groups"
     several = run.optim.epochs * run.optim.minibatches > 1
-    want_old = (several and "old_logprobs" in needs) or in_reward
+    weighed = run.correction.mode != "off"
+    want_old = (several and "old_logprobs" in needs) or in_reward or weighed
     want_ref = any(name.startswith("ref_") for name in needs) or kl.weight > 0
     full = in_reward and kl.estimator == "full"
     known: dict[str, Tensor] = {}
@@ -66,6 +73,23 @@ def forwards(run: Run, method: Method, parts: Parts, batch: Tokens) -> dict[str,
             if values is not None:
                 put(name, units, values)
     return known
+
+
+def weigh(run: Run, batch: Tokens, meter: Meter) -> None:
+    """Put the weights of the recipe's [correction] on the batch, [B, L]."""
+    settings, mask = run.correction, batch.mask
+    whole = importance_weights(batch.extra["old_logprobs"], batch.extra["sampler_logprobs"], mask, settings.level)
+    weights = bounded(whole, settings.mode, settings.cap, settings.floor)
+    batch.extra["importance"] = weights
+    tokens = mask * batch.weight[:, None]
+    meter.mean("sampling/importance_ratio/mean", whole, tokens)
+    meter.mean("is/frac_truncated", (weights != whole).double(), tokens)
+    if bool(mask.any()):
+        meter.peak("sampling/importance_ratio/max", whole[mask].max())
+        meter.low("sampling/importance_ratio/min", whole[mask].min())
+        meter.add("is/ess", float(effective_share(weights, mask)) * float(tokens.sum()), tokens.sum())
+    if settings.renormalise:
+        batch.mask = mask & (weights > 0)
 
 
 def mean_log_ratio(run: Run, parts: Parts, batch: Tokens) -> Tensor:

@@ -159,7 +159,7 @@ def test_log_probs(trl, temperature):
     trl.utils.add_fused_lm_head(model, temperature=temperature)
     labels = batch.input_ids.masked_fill(~batch.mask, -100)
     found = model(batch.input_ids, labels=labels, fused_lm_head=True).log_probs
-    expected, _ = masked_logprobs(logits, lambda x: x, batch.input_ids, batch.mask, temperature)
+    expected = masked_logprobs(logits, lambda x: x, batch.input_ids, batch.mask, temperature)["logprobs"]
     torch.testing.assert_close(found, expected[:, 1:], atol=1e-6, rtol=1e-6)
     weights = random_logits(4, 3, torch.float32)[:, : found.shape[1], 0]
     same_gradient((found * weights).sum(), (expected[:, 1:] * weights).sum(), logits, 1e-6)

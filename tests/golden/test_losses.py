@@ -254,11 +254,14 @@ def test_masked_logprobs_are_token_logprobs_where_they_are_wanted():
     ids, mask = torch.randint(0, 7, (3, 6)), torch.rand(3, 6) < 0.5
     mask[:, 0] = False
     logits = hidden @ weight.T
-    found, hits = masked_logprobs(hidden, lambda h: h @ weight.T, ids, mask, temperature=1.7)
+    out = masked_logprobs(hidden, lambda h: h @ weight.T, ids, mask, temperature=1.7, spread=True)
     expected = torch.where(mask, token_logprobs(logits, ids, 1.7), 0.0)
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(out["logprobs"], expected)
     best = torch.nn.functional.pad(logits[:, :-1].argmax(-1) == ids[:, 1:], (1, 0))
-    assert (hits == (best & mask)).all()
+    assert (out["hits"] == (best & mask)).all()
+    chances = (logits[:, :-1] / 1.7).softmax(-1)
+    spread = torch.nn.functional.pad(-(chances * chances.log()).sum(-1), (1, 0))
+    torch.testing.assert_close(out["entropy"], torch.where(mask, spread, 0.0))
 
 
 @pytest.mark.parametrize("value", [0.1, 7.3, 100.3, 1234.5678, -0.7])
