@@ -20,6 +20,7 @@ from fiducial.rewards.format import Format
 from fiducial.rewards.logic import LogicReward
 from fiducial.rewards.math import Math
 from fiducial.rewards.numeric import Numeric
+from fiducial.rewards.proof import Proof
 from fiducial.rewards.regex import Regex
 from fiducial.rewards.shaping import LanguageConsistency, Overlong, Repetition
 from fiducial.rewards.user import UserReward
@@ -60,6 +61,7 @@ VERIFIERS: dict[str, VerifierEntry] = {
     "language_consistency": VerifierEntry(
         "the share of the thought's words in the row's `language`", LanguageConsistency
     ),
+    "proof": VerifierEntry("the completion proves the row's `statement` (propositional logic, Coq, Metamath)", Proof),
     "constraints": VerifierEntry("the row's instructions (IFEval's 25 kinds) are all followed", Constraints),
 }
 
