@@ -4,7 +4,8 @@
     L   = -A log pi(y_t | x, y_<t)          summed over the tokens of a completion, averaged over completions
 
 The others are independent of completion i, so the gradient is unbiased. With several updates on one batch set `clip`:
-then the clipped surrogate of PPO takes the place of A log pi.
+then the clipped surrogate of PPO takes the place of A log pi, token by token, or with `ratio_level` "sequence" with one
+ratio for the whole completion, which in the paper is the one action; its tokens then share the completion's loss.
 """
 
 import torch
@@ -14,16 +15,29 @@ from fiducial.core import credit
 from fiducial.core.method import KL, Method, Range
 
 
-def rloo(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, *, clip: float | None = None) -> Tensor:
-    """Per token, minimised: three [B, L] -> [B, L].
+def rloo(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor | None = None,
+    *,
+    clip: float | None = None,
+    ratio_level: str = "token",
+) -> Tensor:
+    """Per token, minimised: three [B, L] -> [B, L]. The mask [B, L] is read by the sequence ratio only.
 
     >>> rloo(torch.tensor([[-0.5]]), torch.tensor([[-0.5]]), torch.tensor([[2.0]]))
     tensor([[1.]])
     """
     if clip is None:
         return -advantages * logprobs
-    ratio = torch.exp((logprobs - old_logprobs).clamp(-20, 20))
-    return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
+    log_ratio, shares = logprobs - old_logprobs, 1
+    if ratio_level == "sequence":
+        mask = torch.ones_like(log_ratio, dtype=torch.bool) if mask is None else mask
+        log_ratio = torch.where(mask, log_ratio, 0.0).sum(-1, keepdim=True).expand_as(logprobs)
+        shares = mask.sum(-1, keepdim=True).clamp(min=1)
+    ratio = torch.exp(log_ratio.clamp(-20, 20))
+    return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages) / shares
 
 
 METHOD = Method(
@@ -37,5 +51,6 @@ METHOD = Method(
     kl=KL(weight=0.05, estimator="k1", place="reward"),
     min_group=2,
     target="policy_gradient",
+    choices={"ratio_level": ("token", "sequence")},
     ranges={"clip": Range(0, 1, open="both")},
 )

@@ -653,8 +653,8 @@ def test_rloo(trl):
 
 
 def test_rloo_later_updates(trl):
-    """TRL clips the ratio of whole completions. Ours takes no ratio by default; `clip` is PPO's, of each token. TRL's
-    is our `grpo` loss with ratio_level = "sequence" on RLOO's advantages; with one-token completions our clip too."""
+    """TRL clips the ratio of whole completions: ratio_level = "sequence". Ours takes no ratio by default, and `clip` is
+    PPO's, of each token, which is the same with one-token completions."""
     rollouts = samples()
     policy, ref, old = sampled_models(rollouts)
     trainer = theirs.rloo(trl.RLOOTrainer, old, rollouts, REWARDS, 3, ref=ref, beta=0.1)
@@ -665,9 +665,9 @@ def test_rloo_later_updates(trl):
     )  # puts RLOO's advantages and old log-probs in batch
     expected = trainer.compute_loss(policy, inputs)
     differ(clipped, expected)
-    ratios = Learner(policy)(batch)["logprobs"], batch.extra["old_logprobs"], batch.extra["advantages"], batch.mask
-    per_token = METHODS["grpo"].loss(*ratios, ratio_level="sequence")
-    same(per_token[:, -1].mean(), expected, policy.logits)
+    batch = groups_of(rollouts, REWARDS)
+    found = ours("rloo", batch, policy, ref, old, kl=kl, clip=0.2, ratio_level="sequence")
+    same(found, expected, policy.logits)
     short = [(prompt, [1 + i % 3]) for i, (prompt, _) in enumerate(rollouts)]
     policy, ref, old = sampled_models(short)
     trainer = theirs.rloo(trl.RLOOTrainer, old, short, REWARDS, 3, ref=ref, beta=0.1)

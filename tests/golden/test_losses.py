@@ -141,6 +141,19 @@ def test_rloo_and_reinforce():
     assert float(clipped) == pytest.approx(-2.4)
 
 
+def test_rloo_clips_one_ratio_of_a_completion():
+    """Log-ratios 0.3 and -0.2, and one that is masked: e^0.1 = 1.105 for the completion, within 0.2 of 1, although
+    e^0.3 and e^-0.2 are not. With A = 2 its two tokens share -2 e^0.1, and their sum is the loss of the one action;
+    with log-ratios 0.3 and 0.1 it is clipped at 1.2."""
+    old, mask = torch.zeros(1, 3).double(), torch.tensor([[False, True, True]])
+    advantages = torch.full((1, 3), 2.0).double()
+    for ratios, expected in (((0.3, -0.2), 2 * math.exp(0.1)), ((0.3, 0.1), 2.4)):
+        new = torch.tensor([[5.0, *ratios]]).double()
+        loss = METHODS["rloo"].loss(new, old, advantages, mask, clip=0.2, ratio_level="sequence")
+        assert (loss * mask).sum().item() == pytest.approx(-expected)
+        assert loss[0, 1] == loss[0, 2]
+
+
 # -- credit ------------------------------------------------------------------------------------------------------------
 
 
