@@ -163,6 +163,8 @@ def test_flags_reach_the_pipeline_and_its_stages(tmp_path):
     dpo = next(place.work for place in places if place.name == "dpo")
     assert isinstance(dpo, Run) and dpo.hparams == {"beta": 0.3} and dpo.optim.batch == 1 and dpo.seed == 7
     assert {place.round for place in places} == {1}
+    again = plan(read_pipeline(loop(tmp_path), {"start": {"steps": 3}}), Path("OUT"))  # a stage, though a setting too
+    assert [place.work.steps for place in again if isinstance(place.work, Run)][0] == 3
     with pytest.raises(RecipeError, match="'dpoo' is no setting of a pipeline and none of its stages"):
         read_pipeline(loop(tmp_path), {"dpoo": {"steps": 1}})
 

@@ -189,18 +189,20 @@ class Place:
 def read_pipeline(path: str | Path, over: dict[str, Any] | None = None) -> Pipeline:
     """The pipeline that a TOML file describes, `over` in place of the file's settings: {"rounds": 2, "dpo": {...}} sets
     its own and those of the stage dpo. RecipeError names the stage and the key."""
-    table, over = read_toml(path), over or {}
+    table = read_toml(path)
     stages = [dict(stage) for stage in table.get("stage", [])]
     names = [str(stage.get("name", "")) for stage in stages]
+    own: dict[str, Any] = {}  # what `over` says of the pipeline itself
     try:
         _check_names(names)
-        for name, settings in over.items():
-            if name in names and isinstance(settings, dict):
+        for name, settings in (over or {}).items():
+            if name in names and isinstance(settings, dict):  # first: a stage may be called start, as a setting is
                 i = names.index(name)
                 stages[i] = merge(without_rivals(stages[i], settings), settings)
-            elif name not in PIPELINE:
+            elif name in PIPELINE:
+                own[name] = settings
+            else:
                 raise RecipeError(f"{name!r} is no setting of a pipeline and none of its stages, {', '.join(names)}")
-        own = {name: value for name, value in over.items() if name in PIPELINE}
         pipeline = from_table(Pipeline, {**merge(table, own), "stage": stages})
         plan(pipeline, Path("OUT"))  # whatever is wrong with a stage is told now
     except RecipeError as error:
