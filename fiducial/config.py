@@ -230,7 +230,7 @@ class Run:
     critic: Critic = Critic()
     mix: Mix = Mix()
     sampling: Sampling = Sampling()
-    reward: str | dict[str, float | dict[str, Any]] = ""  # an id, "file.py:function" or parts; empty: the task's
+    reward: str | dict[str, float | dict[str, Any]] = ""  # an id, file.py:function, judge.toml or parts; empty: task's
     cost: str | dict[str, float | dict[str, Any]] = ""  # likewise, of methods that keep a cost at 0 or below
     verdicts: Verdicts = Verdicts()
     eval: Eval = Eval()

@@ -14,6 +14,8 @@ from test_hf import TOKENIZER, V
 from fiducial.core.tokens import collate
 from fiducial.core.types import Pair, Score
 from fiducial.judges import judge
+from fiducial.judges.of_rewards import ModelJudge
+from fiducial.judges.tournament import Tournament
 from fiducial.models import DecoderConfig, RewardModel, encode, encode_joint, new, save_reward_model
 from fiducial.models.heads import Reads
 from fiducial.sampling.scorer import ModelReward, PairScorer, load_scorer, normalise_reward
@@ -35,6 +37,11 @@ def reward_model(reads: Reads = "completion", max_length: int = 120) -> RewardMo
 @pytest.fixture
 def pair_scorer() -> PairScorer:
     return PairScorer(reward_model("pair"), TOKENIZER)
+
+
+@pytest.fixture
+def tournament(pair_scorer) -> Tournament:
+    return Tournament(ModelJudge(pair_scorer))
 
 
 # -- two completions in one text ---------------------------------------------------------------------------------------
@@ -72,12 +79,12 @@ def test_different_cuts_are_different_texts():
 
 
 @torch.inference_mode()
-def test_probability_is_half_the_difference_of_both_orders(pair_scorer):
+def test_probability_is_half_the_difference_of_both_orders(pair_scorer, tournament):
     def g(first, second):
         batch = collate([encode_joint(TOKENIZER, "a", first, second)])
         return pair_scorer.model(batch.input_ids, batch.extra["lengths"]).item()
 
-    table = pair_scorer.preferences("a", TEXTS)
+    table = tournament.preferences("a", TEXTS)
     for i, a in enumerate(TEXTS):
         for j, b in enumerate(TEXTS):
             wanted = 0.5 if a == b else 1 / (1 + math.exp(-(g(a, b) - g(b, a)) / 2))
@@ -99,11 +106,11 @@ def test_sides_and_margin_are_the_training_rows(pair_scorer):
     assert one.margin(*one.scores(one.sides(pair))) == pytest.approx(good - bad, abs=1e-5)
 
 
-def test_a_completion_is_worth_its_mean_win_rate(pair_scorer):
+def test_a_completion_is_worth_its_mean_win_rate(tournament):
     """Against the others of its own prompt: equals are worth 1/2 to each other, and all together 1/2 on average."""
     completions, prompts = [*TEXTS, "klm", "nop"], ["a", "a", "a", "a", "b", "b"]
-    scores = pair_scorer(completions, [{"prompt": prompt} for prompt in prompts])
-    table = pair_scorer.preferences("a", TEXTS)
+    scores = tournament(completions, [{"prompt": prompt} for prompt in prompts])
+    table = tournament.preferences("a", TEXTS)
     for i in range(4):
         others = [table[i, j].item() for j in range(4) if j != i]
         assert scores[i].value == pytest.approx(sum(others) / 3, abs=1e-6)
@@ -112,36 +119,35 @@ def test_a_completion_is_worth_its_mean_win_rate(pair_scorer):
     assert sum(values(scores[4:])) == pytest.approx(1, abs=1e-6) and len(values(scores)) == 6
 
 
-def test_asking_again_after_the_reward_costs_nothing(pair_scorer, monkeypatch):
-    pair_scorer(TEXTS, [{"prompt": "a"}] * 4)
-    known = pair_scorer.preferences("a", TEXTS[:2])
+def test_asking_again_after_the_reward_costs_nothing(pair_scorer, tournament, monkeypatch):
+    tournament(TEXTS, [{"prompt": "a"}] * 4)
+    known = tournament.preferences("a", TEXTS[:2])
 
     def refuse(rows):
         assert not rows
         return iter(())
 
     monkeypatch.setattr(pair_scorer, "scores", refuse)
-    assert torch.equal(pair_scorer.preferences("a", TEXTS[:2]), known)
+    assert torch.equal(tournament.preferences("a", TEXTS[:2]), known)
 
 
 def test_alone_or_too_long_is_skipped():
-    scorer = PairScorer(reward_model("pair", max_length=48), TOKENIZER)
+    scorer = Tournament(ModelJudge(PairScorer(reward_model("pair", max_length=48), TOKENIZER)))
     rows = [{"prompt": "a"}] * 3
     (alone,) = scorer(["abc"], rows[:1])
     assert alone.value is None and "no other completion" in alone.why
     long = "abcdef" * 7 + "ab"
     short, other, cut = scorer(["a", "b", long], rows)  # bos, prompt, a, eos, 44 letters, eos are 49 tokens
-    assert cut.value is None and cut.why == "0 of 2 comparisons fit the model (48 tokens)"
-    assert short.why == "1 of 2 comparisons fit the model" == other.why
+    assert cut.verdict == "skipped" and cut.why == "preference_model: too long for the judge"
     assert sum(values([short, other])) == pytest.approx(1, abs=1e-6)
-    with pytest.raises(ValueError, match=r"more than preference_model reads together \(48 tokens\)"):
+    with pytest.raises(ValueError, match=r"no verdict of preference_model \(too long for the judge\)"):
         scorer.preferences("a", ["a", long])
 
 
 def test_folders_are_told_apart(tmp_path):
     for reads in ("pair", "completion"):
         save_reward_model(reward_model(reads), TOKENIZER, tmp_path / reads)
-    assert isinstance(judge(str(tmp_path / "pair")), PairScorer)
+    assert isinstance(judge(str(tmp_path / "pair")), Tournament)
     assert isinstance(judge(str(tmp_path / "completion")), ModelReward)
     assert load_scorer(tmp_path / "pair").name == "pair"
     with pytest.raises(ValueError, match="compares two completions and scores no single one"):

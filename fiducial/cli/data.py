@@ -12,6 +12,7 @@ KINDS = {
     "raters": ("data_rows", "judgements of a simulated population of raters"),
     "ai_feedback": ("data_feedback", "label pairs by a judge, asked in both orders"),
     "constitutional_ai": ("data_feedback", "critique and revision, or preferences, by principles"),
+    "spec_distill": ("data_spec", "completions that keep to a specification, without it in their prompts"),
     "tree_preferences": ("data_feedback", "pairs between leaves of a tree of completions"),
 }
 

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 from fiducial.cli import prompts, show
 
 if TYPE_CHECKING:
+    from fiducial.data.feedback.constitutional_ai import PrincipleJudge
     from fiducial.data.feedback.writer import Made
     from fiducial.judges import AIJudge
 
-JUDGE = "a language or reward model's folder, a verifier, a task's id, or file.py:function"
+JUDGE = "a language or reward model's folder, a server, a judge's file, a verifier, a task's id, or file.py:function"
 
 
 def ai_feedback(argv: list[str]) -> int:
@@ -170,6 +171,12 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--chat", action="store_true", help="texts are what a user says to a chat model")
 
 
+# The flags of `_add_judge` as they are without being given.
+OF_MODELS = {"mode": "logprobs", "reasoning": False, "options": ["A", "B"], "criterion": "", "template": ""} | {
+    "judge_tokens": 256
+}
+
+
 def _add_judge(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mode", choices=("logprobs", "text"), default="logprobs", help="how a language model's verdict is read"
@@ -177,7 +184,9 @@ def _add_judge(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reasoning", action="store_true", help="a language model gives reasons before its verdict")
     parser.add_argument("--options", nargs=2, default=["A", "B"], metavar=("FIRST", "SECOND"), help="(default A B)")
     parser.add_argument("--criterion", default="", help="what is judged (default: helpful, honest and harmless)")
-    parser.add_argument("--template", metavar="FILE", help="text with {prompt}, {first} and {second} (and {task})")
+    parser.add_argument(
+        "--template", metavar="FILE", default="", help="text with {prompt}, {first} and {second} (and {task})"
+    )
     parser.add_argument("--judge-tokens", type=int, default=256, help="that a judge may write (default 256)")
 
 
@@ -195,14 +204,17 @@ def _judge(name: str, args: Any) -> Any:
     from fiducial.judges import AIJudge, pair_judge
 
     judge = pair_judge(show.model_folder(name), mode=args.mode, reasoning=args.reasoning, chat=args.chat)
-    return _set(judge, args) if isinstance(judge, AIJudge) else judge
+    if isinstance(judge, AIJudge):
+        return _set(judge, args)
+    told = [flag for flag, usual in OF_MODELS.items() if getattr(args, flag) != usual]
+    if told and name.endswith(".toml"):
+        raise ValueError(f"--{told[0].replace('_', '-')} is of a model that is named by itself; {name} says how to ask")
+    return judge
 
 
-def _ai_judge(folder: str, args: Any) -> AIJudge:
-    from fiducial.judges import AIJudge
-
+def _ai_judge(folder: str, args: Any) -> PrincipleJudge:
     judge = _judge(folder, args)
-    if not isinstance(judge, AIJudge):
+    if not hasattr(judge, "reasoning"):
         raise ValueError(f"{folder} is no language model; principles are judged by one that can be asked")
     return judge
 

@@ -202,6 +202,16 @@ METRICS: dict[str, Metric] = {
     "win_rate_bootstrap": Metric("The same number; its interval is the bootstrap's.", "share", better="up"),
     "against/mean_length": Metric("Tokens per completion of the second model.", "tokens"),
     "unjudged": Metric("Comparisons, or completions, without a verdict.", "share", (0.0, 0.02), "down"),
+    "rubric/clipped": Metric("Ratings of a rubric beyond their range, clipped.", "share", (0.0, 0.05), "down"),
+    "rubric/missing": Metric("Criteria of a rubric without a rating.", "share", (0.0, 0.05), "down"),
+    "spec/compliance": Metric(
+        "How well outputs keep to the specification, as its judge sees it.", "score", better="up"
+    ),
+    "spec/overrefusal": Metric(
+        "Outputs that refuse, by their first words, where the row's should_refuse is false.", "share", better="down"
+    ),
+    "spec/citation_rate": Metric("Completions with thoughts whose thoughts speak of the specification.", "share"),
+    "spec/kept": Metric("Completions drawn with the specification that became rows.", "share", better="up"),
     "judge/parse_rate": Metric("A judge's answers that hold a verdict.", "share", (0.9, 1.0), "up"),
     "judge/agreement": Metric(
         "Two of a judge's answers to one question (votes; of a comparison also the two orders) that say the same.",
@@ -262,7 +272,8 @@ METRICS: dict[str, Metric] = {
 
 
 def describe(name: str) -> Metric | None:
-    """What a logged name means: its own entry, else the first pattern that fits, else that of the name without eval/.
+    """What a logged name means: its own entry, else the first pattern that fits, else that of the name without eval/ or
+    gold/ (what the gold reward tells of itself).
 
     >>> [describe(name).unit for name in ("eval/pass@8", "rewards/math/mean", "eval/entropy")], describe("step")
     (['share', 'reward', 'nats/token'], None)
@@ -272,7 +283,8 @@ def describe(name: str) -> Metric | None:
     for pattern, metric in METRICS.items():
         if "<" in pattern and _fits(pattern, name):
             return metric
-    return describe(name.removeprefix("eval/")) if name.startswith("eval/") else None
+    prefix, slash, rest = name.partition("/")
+    return describe(rest) if slash and prefix in ("eval", "gold") else None
 
 
 def _fits(pattern: str, name: str) -> bool:

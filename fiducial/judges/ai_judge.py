@@ -11,10 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Literal
 
+from fiducial.core.types import Prompt
 from fiducial.data.feedback.comparing import Comparison, Judgement
-from fiducial.data.feedback.writer import fill, transcript
+from fiducial.data.feedback.writer import Side, fill, transcript
 from fiducial.judges.asking import Answer, LMJudge, Question, read_choice
+from fiducial.judges.output import output_of
 
 CRITERION = "which one is more helpful, honest and harmless"
 
@@ -33,6 +36,7 @@ Two responses to the same conversation follow. Judge {criterion}.
 {second}
 
 {task}"""
+UNANSWERED = "(This response ends before it answers.)"
 VERDICT = "Better response:"
 TASKS = {
     ("logprobs", False): f"Answer with {{A}} or {{B}} only.\n{VERDICT}",
@@ -49,12 +53,14 @@ class AIJudge(LMJudge):
     """A language model as a `PairJudge`. Its probability is that of what it is shown first: ask it by `both_orders`.
 
     options: what it is to call the first and the second response. criterion: what is judged, unless a comparison's own
-    field `criterion` says. The template may also name the comparison's other fields.
+    field `criterion` says. reads: "whole", or "answer", what follows a response's thoughts. The template may also name
+    the comparison's other fields.
     """
 
     options: tuple[str, str] = ("A", "B")
     criterion: str = CRITERION
     template: str = TEMPLATE
+    reads: Literal["whole", "answer"] = "whole"
     symmetric = False
 
     def __post_init__(self):
@@ -71,8 +77,8 @@ class AIJudge(LMJudge):
         values = {
             "criterion": str(comparison.fields.get("criterion", self.criterion)),
             "prompt": transcript(comparison.prompt),
-            "first": transcript(comparison.a),
-            "second": transcript(comparison.b),
+            "first": self._shown(comparison.a, comparison.prompt),
+            "second": self._shown(comparison.b, comparison.prompt),
             "task": fill(TASKS[self.mode, self.reasoning], names),
         }
         fields = {name: str(value) for name, value in comparison.fields.items()}
@@ -83,6 +89,10 @@ class AIJudge(LMJudge):
             VERDICT,
             fill(ASK_AGAIN, names),
         )
+
+    def _shown(self, side: Side, prompt: Prompt) -> str:
+        text = output_of(side, prompt) if self.reads == "answer" and isinstance(side, str) else side
+        return UNANSWERED if text is None else transcript(text)
 
 
 def _judgement(votes: Sequence[Answer]) -> Judgement:

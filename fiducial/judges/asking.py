@@ -74,7 +74,7 @@ class LMJudge:
             raise ValueError(f"a judge's mode is {' or '.join(MODES)}; it is {self.mode!r}")
         if self.n_votes < 1 or not self.tau > 0:
             raise ValueError(f"a judge needs n_votes of 1 or more and tau above 0; not {self.n_votes}, {self.tau}")
-        if self.n_votes > 1 and (not self.writes or self.decoding.temperature == 0):
+        if self.n_votes > 1 and not self.varies:
             raise ValueError(
                 f"n_votes = {self.n_votes} would all be the same: votes differ where the judge writes (mode = 'text', "
                 "or reasoning) at a temperature above 0"
@@ -84,6 +84,11 @@ class LMJudge:
     def writes(self) -> bool:
         """Whether it writes anything, instead of only saying how likely its verdicts are."""
         return self.reasoning or self.mode == "text"
+
+    @property
+    def varies(self) -> bool:
+        """Whether it may say something else when it is asked again."""
+        return self.writes and self.decoding.temperature > 0
 
     def ask(self, questions: Sequence[Question], run: int = 0) -> list[list[Answer]]:
         """The n_votes answers to each question; those of another `run` are drawn anew."""

@@ -8,6 +8,7 @@ from typing import Literal
 from fiducial.config import Verdicts
 from fiducial.core.types import Reward, Score
 from fiducial.data.feedback.comparing import Comparison, Judgement, sigmoid
+from fiducial.data.feedback.labelling import TOO_LONG
 from fiducial.data.feedback.writer import Side
 from fiducial.rewards import UserReward
 from fiducial.sampling.scorer import PairScorer
@@ -82,4 +83,4 @@ class ModelJudge:
 
     def __call__(self, comparisons: Sequence[Comparison]) -> list[Judgement]:
         found = self.scorer.probabilities([(c.prompt, c.a, c.b) for c in comparisons])
-        return [Judgement(p, "" if p is not None else "skipped") for p in found]
+        return [Judgement(p, "" if p is not None else TOO_LONG) for p in found]

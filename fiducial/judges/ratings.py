@@ -69,9 +69,10 @@ class PointJudge(LMJudge):
     template: str = ""
     reads: Literal["whole", "answer"] = "whole"
 
-    def __call__(self, completions: Sequence[str], rows: Sequence[dict[str, Any]]) -> list[Score]:
+    def __call__(self, completions: Sequence[str], rows: Sequence[Mapping[str, Any]], run: int = 0) -> list[Score]:
         began = time.perf_counter()
-        scores = [found if isinstance(found, Score) else self.score(found) for found in self.votes(completions, rows)]
+        found = self.votes(completions, rows, run)
+        scores = [votes if isinstance(votes, Score) else self.settle(votes) for votes in found]
         each = (time.perf_counter() - began) / max(len(scores), 1)
         return [replace(score, seconds=each) for score in scores]
 
@@ -83,7 +84,7 @@ class PointJudge(LMJudge):
         given = iter(self.ask([question for question in asked if isinstance(question, Question)], run))
         return [question if isinstance(question, Score) else next(given) for question in asked]
 
-    def score(self, votes: Sequence[Answer]) -> Score:
+    def settle(self, votes: Sequence[Answer]) -> Score:
         """What the votes are worth."""
         return score_of(votes)
 
@@ -142,7 +143,7 @@ class AIScore(PointJudge):
     def asked(self, values: dict[str, str]) -> Question:
         return rating_question(fill(self.template, values), self.scale)
 
-    def score(self, votes: Sequence[Answer]) -> Score:
+    def settle(self, votes: Sequence[Answer]) -> Score:
         (low, high), (bottom, top) = self.scale, self.range
         kept = [replace(v, value=None if v.value is None else min(max(v.value, low), high)) for v in votes]
         found = score_of(kept, lambda mean: bottom + (top - bottom) * (mean - low) / (high - low))
@@ -179,7 +180,7 @@ class AIYesNo(PointJudge):
     def asked(self, values: dict[str, str]) -> Question:
         return Question(fill(self.template, values), {"yes": 1.0, "no": 0.0}, read_yes_no, DECISION, DECIDE_AGAIN)
 
-    def score(self, votes: Sequence[Answer]) -> Score:
+    def settle(self, votes: Sequence[Answer]) -> Score:
         found = score_of(votes)
         plain = found.value is not None and self.mode == "text" and self.n_votes == 1
         return replace(found, graded=False) if plain else found

@@ -5,12 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fiducial import models
 from fiducial.core.tokens import collate
@@ -23,7 +21,6 @@ from fiducial.models.heads import save_reward_model, score_reads
 
 BATCH = 32
 Side = str | list[Message]
-Odds = dict[str, float | None]  # by repr of (prompt, completion, completion), these two in order; None: too long
 
 
 def load_scorer(folder: str | Path) -> ModelReward | PairScorer:
@@ -85,16 +82,11 @@ def _score(value: float, seconds: float) -> Score:
 
 
 class PairScorer:
-    """A model that compares two completions (`pairwise_preference_model`), asked in both orders.
-
-    `logits` and `probabilities` compare, `preferences` gives a prompt's whole table. As a reward a completion is worth
-    its mean chance against the other completions of its prompt in the same call, so it is `graded` and means nothing
-    outside of that company.
-    """
+    """A model that compares two completions (`pairwise_preference_model`), asked in both orders; as a reward it is a
+    `judges.Tournament`."""
 
     def __init__(self, model: models.RewardModel, tokenizer: Any, name: str = "preference_model"):
         self.model, self.tokenizer, self.name = model, tokenizer, name
-        self._last: Odds = {}  # of the last call, so that a selection that asks again after it costs nothing
 
     @staticmethod
     def load(folder: str | Path) -> PairScorer:
@@ -133,62 +125,6 @@ class PairScorer:
     def probabilities(self, comparisons: Sequence[tuple[Prompt, Side, Side]]) -> list[float | None]:
         """How likely the first completion is better; None where both are more than the model reads."""
         return [None if x is None else sigmoid(x) for x in self.logits(comparisons)]
-
-    def preferences(self, prompt: Prompt, completions: Sequence[str]) -> Tensor:
-        """How likely completion i is better than j: [N, N], 1/2 for equals. ValueError if two do not fit together."""
-        odds = self._odds([(prompt, a, b) for a, b in combinations(sorted(set(completions)), 2)])
-        table = torch.full((len(completions), len(completions)), 0.5)
-        for i, a in enumerate(completions):
-            for j, b in enumerate(completions):
-                chance = _chance(odds, prompt, a, b)
-                if chance is None:
-                    raise ValueError(
-                        f"two completions of {prompt!r:.60} are more than {self.name} reads together "
-                        f"({self.model.config.max_length} tokens): set sampling.max_new_tokens lower"
-                    )
-                table[i, j] = chance
-        return table
-
-    def __call__(self, completions: Sequence[str], rows: Sequence[dict[str, Any]]) -> list[Score]:
-        began = time.perf_counter()
-        prompts = [row.get("prompt", "") for row in rows]
-        company: dict[str, list[int]] = {}
-        for i, prompt in enumerate(prompts):
-            company.setdefault(repr(prompt), []).append(i)
-        wanted = []
-        for members in company.values():
-            different = sorted({completions[i] for i in members})
-            wanted += [(prompts[members[0]], a, b) for a, b in combinations(different, 2)]
-        self._last = self._odds(wanted)
-        scores = []
-        for i, prompt in enumerate(prompts):
-            others = [completions[j] for j in company[repr(prompt)] if j != i]
-            scores.append(self._win_rate(prompt, completions[i], others))
-        each = (time.perf_counter() - began) / max(len(scores), 1)
-        return [replace(score, seconds=each) for score in scores]
-
-    def _odds(self, comparisons: Sequence[tuple[Prompt, str, str]]) -> Odds:
-        new = [comparison for comparison in comparisons if repr(comparison) not in self._last]
-        found = {**self._last, **dict(zip(map(repr, new), self.logits(new), strict=True))}
-        return {repr(comparison): found[repr(comparison)] for comparison in comparisons}
-
-    def _win_rate(self, prompt: Prompt, completion: str, others: Sequence[str]) -> Score:
-        if not others:
-            return Score(None, "skipped", f"{self.name} compares, and the prompt has no other completion here")
-        chances = [_chance(self._last, prompt, completion, other) for other in others]
-        known = [chance for chance in chances if chance is not None]
-        why = "" if len(known) == len(chances) else f"{len(known)} of {len(chances)} comparisons fit the model"
-        if not known:
-            return Score(None, "skipped", f"{why} ({self.model.config.max_length} tokens)")
-        return replace(_score(sum(known) / len(known), 0.0), why=why)
-
-
-def _chance(odds: Odds, prompt: Prompt, a: str, b: str) -> float | None:
-    """How likely a is better than b, from log-odds that are kept in one order."""
-    if a == b:
-        return 0.5
-    known = odds[repr((prompt, min(a, b), max(a, b)))]
-    return None if known is None else sigmoid(known if a < b else -known)
 
 
 def normalise_reward(
