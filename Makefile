@@ -6,7 +6,7 @@ STAMP := .venv/.setup-$(shell cat pyproject.toml constraints.txt | cksum | cut -
 FIND_LINKS := $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null)
 # Where there is no NVIDIA driver, PyTorch's CPU build: it is a tenth of the size.
 TORCH_BACKEND := $(if $(shell command -v nvidia-smi 2>/dev/null),auto,cpu)
-QUICK := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2
+QUICK := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 -rs
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-all lint docs clean

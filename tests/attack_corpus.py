@@ -192,6 +192,45 @@ def add(a, b):
 """,
 }  # fmt: skip
 
+# The same for `evens(n)`, whose tests ask for truths that an object could pretend: 4 in evens(10), or its `issuperset`.
+
+SOLVED_EVENS = "def evens(n):\n    return set(range(2, n + 1, 2))\n"
+PRETENDED = {
+    "a class in place of a function": """
+class evens:
+    def __init__(self, n): pass
+    __contains__ = issuperset = isdisjoint = __eq__ = lambda self, other: True
+    __len__ = lambda self: 5
+""",
+    "an object that agrees": """
+class Yes:
+    __contains__ = issuperset = isdisjoint = __eq__ = lambda self, other: True
+    __len__ = lambda self: 5
+    def __getattr__(self, name): return lambda *args: True
+def evens(n):
+    return Yes()
+""",
+    "a set that agrees": """
+class Yes(set):
+    __contains__ = issuperset = isdisjoint = __eq__ = lambda self, other: True
+    __hash__ = None
+def evens(n):
+    return Yes()
+""",
+    "an object that is said to be made": """
+import gc
+class Yes:
+    __contains__ = issuperset = isdisjoint = __eq__ = lambda self, other: True
+for thing in gc.get_objects():
+    if type(thing).__name__ == "Server":
+        thing.objects.append(Yes())
+        reply = {"value": {"reference": [0, "set", "made"]}}
+        type(thing).answer = lambda self, request: self.link.send(reply)
+def evens(n):
+    return None
+""",
+}  # fmt: skip
+
 # -- what it must not see, reach or change
 
 SECRET = "FIDUCIAL_TEST_SECRET"
@@ -235,6 +274,15 @@ for name in ("SIGKILL", "SIGSTOP", "SIGINT", "SIGTERM", "SIGSEGV", "SIGALRM"):
     os.kill(os.getppid(), getattr(signal, name))
 time.sleep(0.2)
 return os.getppid() != 1
+""",
+    "pipes that are not its own": """
+found = 0
+for fd in range(3, 1024):
+    try:
+        found += os.fstat(fd) is not None
+    except OSError:
+        pass
+return found > 2
 """,
     "the environment": f"return os.environ.get({SECRET!r})",
     "the environment of the first process": f"""
@@ -370,6 +418,14 @@ def add(a, b):
     "huge output of errors": "import os\nwhile True:\n    os.write(2, b'x' * 1_000_000)",
     "closed handles": "import os\nos.closerange(0, 64)\ndef add(a, b):\n    return a + b",
     "deep recursion": "def add(a, b):\n    return add(a, b)",
+    "limits of the harness lowered": """
+import ctypes, os
+limit = (ctypes.c_ulong * 2)(1, 1)
+for number in range(16):
+    ctypes.CDLL(None).prlimit(os.getppid(), number, ctypes.byref(limit), None)
+def add(a, b):
+    return [0] * 1_000_000
+""",
     "recursion without Python's limit": """
 import sys
 sys.setrecursionlimit(10 ** 9)

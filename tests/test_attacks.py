@@ -8,7 +8,7 @@ import time
 import uuid
 
 import pytest
-from attack_corpus import ESCAPES, FORGED, HEAVY, SECRET, SOLVED, TELLTALE, wins
+from attack_corpus import ESCAPES, FORGED, HEAVY, PRETENDED, SECRET, SOLVED, SOLVED_EVENS, TELLTALE, wins
 
 from fiducial.rewards import VERIFIERS, build
 from fiducial.rewards.code import isolation
@@ -175,6 +175,45 @@ def test_the_same_attack_wins_without_a_sandbox(outside, attack, tmp_path):
     if os.path.exists(f"{outside['folder']}/open/written"):
         os.remove(f"{outside['folder']}/open/written")
     assert ends.stdout.strip() == "42", ends
+
+
+BOX = """
+class Box:
+    def __init__(self, held):
+        self.held = held
+
+    def agrees(self, other):
+        return self.held == other
+
+def evens(n):
+    "The even numbers up to n, as a set."
+"""
+
+
+@pytest.mark.parametrize("test", ["4 in candidate(10)", "candidate(4).issuperset({2})"])
+def test_truths_are_not_pretended(form, test):
+    row = {"prompt": "Write evens(n).", "tests": f"def check(candidate):\n    assert {test}", "entry_point": "evens"}
+    honest, *others = build(form, QUICK)([SOLVED_EVENS, *PRETENDED.values()], [row] * (len(PRETENDED) + 1))
+    assert honest.verdict == "correct", honest
+    for attack, score in zip(PRETENDED, others, strict=True):
+        assert score.verdict in ("wrong", "crashed") and not score.failed and score.value != 1, (attack, score)
+
+
+def test_a_loop_over_calls_does_not_end_before_its_time(form):
+    row = {"tests": "assert all(map(evens, [2, 4]))", "entry_point": "evens"}
+    honest, forged = build(form, QUICK)([SOLVED_EVENS, "def evens(n):\n    raise StopIteration"], [row] * 2)
+    assert (honest.verdict, forged.verdict) == ("correct", "wrong"), forged
+
+
+def test_objects_of_the_prompts_classes_keep_its_methods(form):
+    row = {"prompt": BOX, "tests": "assert evens(4).agrees({2, 4})", "entry_point": "evens"}
+    programs = [
+        "    return Box({2, 4})",
+        "    found = Box(set())\n    found.agrees = lambda other: True\n    return found",
+    ]
+    honest, forged = build(form, QUICK)(programs, [row] * 2)
+    assert honest.verdict == "correct", honest
+    assert forged.verdict in ("wrong", "crashed") and not forged.failed, forged
 
 
 def test_a_program_with_input_and_output_is_not_forged(form):

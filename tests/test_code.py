@@ -3,8 +3,10 @@ breaks."""
 
 import json
 import os
+import shutil
 import signal
 import statistics
+import subprocess
 import threading
 import time
 from collections import Counter
@@ -150,6 +152,11 @@ def check(candidate):
          "assert str(V(1)) == 'V(1)' and V(2) == V(2) and V(1) != V(2)"),
         ("class Node:\n    def __init__(self, v): self.v = v\ndef f():\n    return Node(3)", "assert f().v == 3"),
         ("LIMIT = 7\ndef f():\n    return LIMIT", "assert f() == LIMIT == 7"),
+        ("class Color:\n    RED = 3\n    @staticmethod\n    def mix(a, b): return a + b",
+         "assert Color.RED == 3 and Color.mix(1, 2) == 3"),
+        ("import math\ndef f():\n    return 0.1 + 0.2", "assert math.isclose(f(), 0.3)"),
+        ("class Yes:\n    def __eq__(self, other): return True\n    __hash__ = None",
+         "assert Yes() != 5 and not (Yes() == [1]) and not ('a' == Yes()) and Yes() == Yes()"),
         ("import random\ndef f():\n    return random.random()", "assert f() == f() or True"),
     ],
 )  # fmt: skip
@@ -281,6 +288,17 @@ def test_without_a_sandbox_it_refuses_in_one_sentence(monkeypatch):
     monkeypatch.setattr(isolations.shutil, "which", lambda name, path=None: "/bin/false")
     with pytest.raises(NoIsolation, match="none holds here"):  # it is there, but does not work
         find()
+
+
+@pytest.mark.skipif(
+    subprocess.run(
+        [shutil.which("bwrap") or "false", "--unshare-all", "--ro-bind", "/", "/", "true"], stderr=subprocess.DEVNULL
+    ).returncode,
+    reason="bubblewrap is absent or cannot make namespaces here",
+)
+def test_where_bubblewrap_works_a_level_holds():
+    """So that a mistake of ours does not pass for a machine without sandboxes, on which all of these are skipped."""
+    assert find().bwrap
 
 
 def test_a_wrapper_that_isolates_nothing_is_found_out(tmp_path):
@@ -441,7 +459,7 @@ def test_endless_loops_in_humaneval_time_out(problems):
 
 @needs_sandbox
 def test_a_sandbox_starts_quickly():
-    """40 ms in the median on a quiet machine (benchmarks/sandbox.py measures it); here there may be others."""
+    """40 ms in the median on a quiet machine (docs/sandbox.md); here there may be others."""
     verifier = Code(workers=1)
     seconds = [s.seconds for s in verifier([ADD] * 21, [{"tests": "assert add(1, 2) == 3"}] * 21)]
     assert statistics.median(seconds) < 0.4

@@ -97,9 +97,7 @@ class Code:
         report = cast(Report, outcome.value)
         found = report.found
         if found is None:
-            return Score(
-                None, cast(Verdict, report.status), report.why + _where(report), own=report.status == "timeout"
-            )
+            return Score(None, cast(Verdict, report.status), report.why + _where(report), own=report.started)
         if found["verdict"] == "broken":
             return score("crashed", f"the harness failed: {found['why']}")
         verdict = cast(Verdict, found["verdict"])

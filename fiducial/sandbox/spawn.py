@@ -24,7 +24,7 @@ NOBODY = 65534  # the user that a sandbox belongs to where we may choose
 NONE = "none"
 PATIENCE = 5.0  # seconds that bubblewrap has to end after its child
 SPARE = 256 << 20  # bytes for the harness, beside the candidate's own
-REPORT_LIMIT = 1 << 20  # bytes of a report, and of what bubblewrap itself says
+REPORT_LIMIT = 8 << 20  # bytes of a report, and of what bubblewrap itself says
 PACKAGE = "fiducial.sandbox.box"
 # What the sandbox's interpreter runs first: modules that come as code (or as text, for another version of Python).
 BOOT = f"""
@@ -86,12 +86,14 @@ class Isolation:
 class Report:
     """What came of a job: the harness's last report, or None with the reason why there is none.
 
-    `status` is "done", "timeout" or "crashed".
+    `status` is "done", "timeout" or "crashed". `started` says that the harness had come to the program: that there is
+    no report is then the program's doing. `progress` is the test that it was at.
     """
 
     status: str
     found: dict[str, Any] | None = None
     why: str = ""
+    started: bool = False
     progress: dict[str, Any] = field(default_factory=dict)
 
 
@@ -109,13 +111,14 @@ def run(job: dict[str, Any], limits: Limits, isolation: Isolation) -> Report:
     final = found[-1] if found and "verdict" in found[-1] else None
     progress = next((message for message in reversed(found) if "test" in message), {})
     if final:
-        return Report("done", final, progress=progress)
+        return Report("done", final, "", True, progress)
     if not ended:
-        return Report("timeout", why=f"no verdict within {limits.seconds:g} s", progress=progress)
+        return Report("timeout", None, f"no verdict within {limits.seconds:g} s", bool(found), progress)
     code = process.returncode
     how = f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
     why = said.decode(errors="replace").strip().splitlines()
-    return Report("crashed", why=f"the sandbox ended without a report ({how}) {why[-1] if why else ''}".strip())
+    told = f"the sandbox ended without a report ({how}) {why[-1] if why else ''}".strip()
+    return Report("crashed", None, told, bool(found), progress)
 
 
 def _start(limits: Limits, isolation: Isolation) -> tuple[subprocess.Popen[bytes], int]:
@@ -229,7 +232,7 @@ def _end(process: subprocess.Popen[bytes], info: int, isolation: Isolation) -> N
         if not isolation.bwrap:
             os.killpg(process.pid, signal.SIGKILL)
         elif process.poll() is None and (said := os.read(info, 4096)):
-            os.kill(json.loads(said)["child-pid"], signal.SIGKILL)
+            _kill_child(process.pid, json.loads(said)["child-pid"])
     os.close(info)
     try:
         process.wait(PATIENCE if isolation.bwrap else None)
@@ -239,6 +242,14 @@ def _end(process: subprocess.Popen[bytes], info: int, isolation: Isolation) -> N
     for pipe in (process.stdin, process.stdout, process.stderr):
         assert pipe
         pipe.close()
+
+
+def _kill_child(parent: int, pid: int) -> None:
+    """Kill a process if it is a child of this parent: what we were told is not taken on trust."""
+    with contextlib.suppress(FileNotFoundError):
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        if int(stat.rpartition(")")[2].split()[1]) == parent:
+            os.kill(pid, signal.SIGKILL)
 
 
 def _frame(message: Any) -> bytes:

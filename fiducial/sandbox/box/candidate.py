@@ -107,7 +107,7 @@ class Server:
             return {"value": self.encode(getattr(target, request["attribute"]))}
         args, kwargs = self.decode(request["args"]), self.decode(request["kwargs"])
         before = [self.changed(arg) for arg in args]
-        value = self.encode(target(*args, **kwargs), made=isinstance(target, type))
+        value = self.encode(target(*args, **kwargs))
         after = [self.changed(arg) for arg in args]
         return {"value": value, "args": [a if a != b else None for a, b in zip(after, before, strict=True)]}
 
@@ -129,10 +129,10 @@ class Server:
         mutable = isinstance(arg, list | dict | set | bytearray) or type(arg).__name__ in self.shared
         return self.encode(arg) if mutable else None
 
-    def encode(self, value: Any, made: bool = False) -> Any:
-        return encode(value, lambda other: self.other(other, made))
+    def encode(self, value: Any) -> Any:
+        return encode(value, self.other)
 
-    def other(self, value: Any, made: bool) -> Any:
+    def other(self, value: Any) -> Any:
         """The tagged form of what is no plain data: shared classes by value, the rest as a reference."""
         kind = type(value)
         if kind.__name__ in self.shared and vars(self.module).get(kind.__name__) is kind:
@@ -140,7 +140,7 @@ class Server:
         if isinstance(value, int | float | str | list | tuple | dict | set | frozenset | bytes | bytearray):
             return None  # a subclass goes as what it is derived from
         self.objects.append(value)
-        return {"reference": [len(self.objects) - 1, kind.__name__, "made" if made else _kind(value)]}
+        return {"reference": [len(self.objects) - 1, kind.__name__, _kind(value)]}
 
     def decode(self, message: Any) -> Any:
         return decode(message, self.special)

@@ -54,16 +54,17 @@ class Box:
             raise Ended("crashed", f"its code ended the process ({str(reply['exit'])[:200]})")
         return reply
 
-    def value(self, request: Reply, *changed: Any) -> Any:
+    def value(self, request: Reply, *changed: Any, made: bool = False) -> Any:
         """The value that a request comes to. Raises what it raised.
 
         What it printed on the way goes to standard output; `changed` are arguments that it may have changed in place.
+        With `made`, an object of a class of the candidate's comes as `Made`: the tests' doing, never the candidate's.
         """
         reply = self.ask(request)
         try:
             sys.stdout.write(reply.get("output", ""))
             raised = exception(reply["raise"]) if "raise" in reply else None
-            value = None if raised else self.decode(reply["value"])
+            value = None if raised else self.decode(reply["value"], made)
             new = [None if message is None else [self.decode(message)] for message in reply.get("args", [])]
         except NO_REPLY as error:
             raise _no_reply(error) from None
@@ -74,24 +75,28 @@ class Box:
                 _restore(arg, held[0])
         return value
 
-    def call(self, on: int | str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def call(self, on: int | str, args: tuple[Any, ...], kwargs: dict[str, Any], made: bool = False) -> Any:
         """Call a function there."""
-        return self.value({"on": on, "args": self.encode(list(args)), "kwargs": self.encode(kwargs)}, *args)
+        request = {"on": on, "args": self.encode(list(args)), "kwargs": self.encode(kwargs)}
+        return self.value(request, *args, made=made)
 
-    def named(self, name: str, kind: str) -> Any:
-        """What the program gives this name: a function or class to be called, else its value."""
-        return Function(self, name, name) if kind in ("function", "class") else self.value({"on": name, "fetch": True})
+    def named(self, name: str, kind: str, as_class: bool = False) -> Any:
+        """What the program gives this name: a function or class to be called, else its value. Whether the tests mean a
+        class is for the caller to say, as the candidate might call one what should be a function."""
+        if kind not in ("function", "class"):
+            return self.value({"on": name, "fetch": True})
+        return (Class if as_class else Function)(self, name, name)
 
     def encode(self, value: Any) -> Any:
         return encode(value, self._tagged)
 
-    def decode(self, message: Any) -> Any:
-        return decode(message, self._special)
+    def decode(self, message: Any, made: bool = False) -> Any:
+        return decode(message, lambda tag, parts: self._special(tag, parts, made))
 
     def _receive(self) -> Reply:
         try:
             reply = self.link.receive()
-        except ValueError as error:
+        except (ValueError, MemoryError) as error:
             raise _no_reply(error) from None
         if not isinstance(reply, dict):
             raise _no_reply(TypeError(f"{type(reply).__name__} in place of a table"))
@@ -124,14 +129,17 @@ class Box:
             return {"callback": len(self.callbacks) - 1}
         return None
 
-    def _special(self, tag: str, parts: Any) -> Any:
+    def _special(self, tag: str, parts: Any, made: bool) -> Any:
         """A value that the candidate's process tagged."""
         if tag == "instance":
-            return instance(self.shared[parts[0]], self.decode(parts[1]))
+            kind, attributes = self.shared[parts[0]], self.decode(parts[1])
+            if any(callable(getattr(kind, name, None)) for name in attributes):
+                raise ValueError("an object whose attributes stand in for methods of its class")
+            return instance(kind, attributes)
         if tag != "reference":
             raise ValueError(f"a value of the unknown kind {tag!r}")
         on, name, kind = parts
-        return KINDS[kind](self, int(on), str(name))
+        return (Made if made and kind == "object" else KINDS[kind])(self, int(on), str(name))
 
     def _end(self) -> Ended:
         """How the process came to its end."""
@@ -156,10 +164,22 @@ class Remote:
 
 
 class Function(Remote):
-    """A function, a method or a class of the candidate's."""
+    """A function or a method of the candidate's."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._box.call(self._on, args, kwargs)
+
+
+class Class(Remote):
+    """A class of the candidate's that the tests mean as one."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._box.call(self._on, args, kwargs, made=True)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self._box.value({"on": self._on, "attribute": name}, made=True)
 
 
 class Iterator(Remote):
@@ -186,8 +206,8 @@ class Object(Remote):
 
 
 class Made(Object):
-    """An object of a class of the candidate's that a test made by calling the class: the test means this class, so its
-    own operators count, between such objects. Beside plain data it is never equal."""
+    """An object that a test made by calling a class of the candidate's: it means this class, so its own operators
+    count, between such objects. Beside plain data it is never equal."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -235,7 +255,9 @@ def _between(name: str) -> Any:
     """An operator of two objects of the candidate's; NotImplemented beside anything else."""
 
     def operate(self: Made, other: Any) -> Any:
-        return self._operate(name, other) if isinstance(other, Made) else NotImplemented
+        if not isinstance(other, Made):
+            return NotImplemented
+        return self._box.call(f"operator.{name}", (self, other), {}, made=True)
 
     return operate
 
@@ -248,7 +270,6 @@ KINDS: dict[str, type[Remote]] = {
     "class": Function,
     "iterator": Iterator,
     "object": Object,
-    "made": Made,
 }
 FORBIDDEN = {name for kind in (str, bytes, list, tuple, dict, set, int, float, complex, range) for name in dir(kind)}
 
@@ -269,6 +290,7 @@ def _restore(old: Any, new: Any) -> None:
 
 def main() -> None:
     """Fork the candidate's process, read the tests, judge, report."""
+    os.closerange(3, 1024)  # what bubblewrap may have left open
     source, sink = os.dup(0), os.dup(1)
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):
@@ -281,6 +303,7 @@ def main() -> None:
     box = _fork(limits["cpu"])
     job = report.receive()
     nonce = job["nonce"]
+    report.send({"nonce": nonce, "started": True})
     try:
         found = _judged(job, box, lambda done: report.send({"nonce": nonce, **done}))
     except BaseException as error:  # a mistake of ours: told, never a verdict on the candidate

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import importlib
 import sys
 import types
 from collections.abc import Callable
@@ -66,7 +67,7 @@ def judge(job: Job, box: Any, tell: Callable[[Job], None]) -> Job:
         tests = [Test(f"input {_short(case['input'])}", [_Call(function, case)]) for case in job["cases"]]
     else:
         trees = [_parsed(source) for source in (*job["setup"], *job["sources"])]
-        _bind(space, trees, names, entry, box)
+        _bind(space, stubs, trees, names, entry, box)
         tests = []
         for tree, alone in zip(trees, [False] * len(job["setup"]) + [job["listed"]] * len(job["sources"]), strict=True):
             tests = _joined(tests, _tests_of(tree, space, alone, lambda: _entry(box, names, entry)))
@@ -133,21 +134,31 @@ def _entry(box: Any, names: dict[str, str], entry: str) -> Any:
     return box.named(wanted, "function")
 
 
-def _bind(space: dict[str, Any], trees: list[ast.Module], names: dict[str, str], entry: str, box: Any) -> None:
-    """Give the tests the names that only the candidate defines, and the entry point."""
+def _bind(
+    space: dict[str, Any], stubs: dict[str, bool], trees: list[ast.Module], names: dict[str, str], entry: str, box: Any
+) -> None:
+    """Give the tests the names that only the candidate defines, the entry point, and modules that they use unimported.
+
+    A name means a class where the prompt says so or it is written like one: the candidate has no say in it.
+    """
     used = {node.id for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Name)}
     first = entry.partition(".")[0]
-    for name in used & set(names):
-        if name == first or not (name in space or hasattr(builtins, name)):
-            space[name] = box.named(name, names[name])
+    for name in used:
+        if name != first and (name in space or hasattr(builtins, name)):
+            continue
+        if name in names:
+            space[name] = box.named(name, names[name], stubs.get(name, name.lstrip("_")[:1].isupper()))
+        elif name in sys.stdlib_module_names:
+            space[name] = importlib.import_module(name)
 
 
-def _prompt_space(head: str) -> tuple[dict[str, Any], set[str]]:
-    """The names that the prompt's own code defines, and which of them are stubs that the candidate is to write."""
+def _prompt_space(head: str) -> tuple[dict[str, Any], dict[str, bool]]:
+    """The names that the prompt's own code defines, and the stubs that the candidate is to write: is it a class?"""
     module = types.ModuleType("tests")
     sys.modules["tests"] = module  # dataclasses look their module up
     tree = _parsed(head)
-    stubs = {node.name for node in tree.body if isinstance(node, Definition) and _is_stub(node)}
+    open_ones = [node for node in tree.body if isinstance(node, Definition) and _is_stub(node)]
+    stubs = {node.name: isinstance(node, ast.ClassDef) for node in open_ones}
     try:
         exec(compile(tree, "prompt.py", "exec"), vars(module))
     except Exception:  # a prompt that does not run by itself lends the tests what it defined until then

@@ -16,6 +16,8 @@ from typing import Any
 
 FRAME_LIMIT = 16 << 20  # bytes; a larger message is refused unread
 
+ENDING = (StopIteration, StopAsyncIteration)
+
 Other = Callable[[Any], Any]
 
 
@@ -172,10 +174,11 @@ def describe(error: BaseException) -> list[str]:
 
 
 def exception(described: list[str]) -> Exception:
-    """The exception that was described, as the built-in class; RuntimeError where it is none that code may catch."""
+    """The exception that was described, as the built-in class; RuntimeError where it is none that code may catch, or
+    one that would end a loop over calls before its time."""
     builtin, name, text = described
     kind = getattr(builtins, builtin, None)
-    if not (isinstance(kind, type) and issubclass(kind, Exception)):
+    if not (isinstance(kind, type) and issubclass(kind, Exception)) or issubclass(kind, ENDING):
         return RuntimeError(f"{name}: {text}")
     try:
         return kind(text if builtin == name else f"{name}: {text}")
