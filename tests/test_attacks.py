@@ -17,7 +17,7 @@ from fiducial.rewards.regex import Regex
 from fiducial.sandbox.isolation import NoIsolation
 
 QUICK = 10.0  # seconds for what ends by itself
-SHORT = 1.0  # seconds for what does not
+SHORT = 0.6  # seconds for what does not
 RUNNERS = [name for name, entry in VERIFIERS.items() if "trust" in entry.options]  # those that run code
 FORMS = [*RUNNERS, "code(fraction=True)"]
 TESTS = f"""
@@ -262,7 +262,7 @@ LATEX = {
 def formulas():
     texts = [text for text in LATEX.values() for text in (text, r"\boxed{42}")]  # an honest row after each
     began = time.monotonic()
-    scores = Math(timeout=2.0, workers=2)(texts, [{"answer": "42"}] * len(texts))
+    scores = Math(timeout=1.0, workers=2)(texts, [{"answer": "42"}] * len(texts))
     assert time.monotonic() - began < 10 + 5 * len(LATEX)
     assert {score.verdict for score in scores[1::2]} == {"correct"}
     return dict(zip(LATEX, scores[::2], strict=True))

@@ -416,7 +416,7 @@ def test_the_solutions_of_humaneval_pass_in_every_form(code, problems):
         "runs on": lambda p: p["canonical_solution"] + "\n\ndef another(x:\n    and so",
     }
     for number, (name, form) in enumerate(forms.items()):
-        some = problems[number::3]
+        some = problems[number::5]
         assert {s.verdict for s in code([form(p) for p in some], some)} == {"correct"}, name
 
 
