@@ -2,6 +2,7 @@
 
 import json
 import math
+import statistics
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from fiducial.evals.metrics import describe
 from fiducial.judges import judge, pair_judge
 from fiducial.judges.tournament import Ordered, Tournament
 from fiducial.models.decoder import Decoder, DecoderConfig
+from fiducial.models.heads import RewardModel, save_reward_model
 from fiducial.models.tokenizer import train_tokenizer
 
 TEXTS = ["which response is better, the first or the second one", "rate it yes or no", "1 2 3 4 5 6 7 8 9 10"]
@@ -263,3 +265,22 @@ def test_what_is_no_reward_says_what_to_write(tmp_path):
         judge("http://h/v1#m")
     with pytest.raises(ValueError, match=r"judge nowhere.toml does not exist"):
         judge("nowhere.toml")
+
+
+def test_a_reward_model_is_normalised_on_rows(capsys, tmp_path, model):
+    policy = models_policy(model)
+    save_reward_model(RewardModel(policy.model, seed=1), policy.tokenizer, tmp_path / "raw")
+    rows = write(tmp_path / "rows.jsonl", ROWS)
+    code, before, _ = run(capsys, "score", tmp_path / "raw", rows, "--json")
+    code, after, err = run(capsys, "score", tmp_path / "raw", rows, "--normalise", "global_std", "--save",
+                           tmp_path / "new", "--json")  # fmt: skip
+    assert code == 0, err
+    raw = [row["value"] for row in before]
+    spread = statistics.pstdev(raw)
+    assert [row["value"] for row in after] == pytest.approx(
+        [(x - statistics.fmean(raw)) / spread for x in raw], abs=1e-4
+    )
+    code, again, _ = run(capsys, "score", tmp_path / "new", rows, "--json")
+    assert [row["value"] for row in again] == [row["value"] for row in after]
+    code, _, err = run(capsys, "score", tmp_path / "raw", rows, "--normalise", "global")
+    assert code == 2 and "--save names the folder" in err

@@ -18,6 +18,7 @@ from fiducial.judges.of_rewards import ModelJudge
 from fiducial.judges.tournament import Tournament
 from fiducial.models import DecoderConfig, RewardModel, encode, encode_joint, new, save_reward_model
 from fiducial.models.heads import Reads
+from fiducial.rewards import RewardError
 from fiducial.sampling.scorer import ModelReward, PairScorer, load_scorer, normalise_reward
 
 TEXTS = ["abc", "fed", "ghij", "abc"]
@@ -125,7 +126,7 @@ def test_asking_again_after_the_reward_costs_nothing(pair_scorer, tournament, mo
 
     def refuse(rows):
         assert not rows
-        return iter(())
+        return []
 
     monkeypatch.setattr(pair_scorer, "scores", refuse)
     assert torch.equal(tournament.preferences("a", TEXTS[:2]), known)
@@ -142,6 +143,22 @@ def test_alone_or_too_long_is_skipped():
     assert sum(values([short, other])) == pytest.approx(1, abs=1e-6)
     with pytest.raises(ValueError, match=r"no verdict of preference_model \(too long for the judge\)"):
         scorer.preferences("a", ["a", long])
+
+
+def test_the_company_in_a_batch_does_not_matter():
+    """40 texts of lengths in no order, in two batches, against each alone."""
+    reward = ModelReward(reward_model(), TOKENIZER)
+    texts = ["abcdefghij"[: 1 + (7 * i) % 10] * (1 + i % 4) for i in range(40)]
+    together = values(reward(texts, [{"prompt": "a"}] * 40))
+    alone = [values(reward([text], [{"prompt": "a"}]))[0] for text in texts]
+    assert together == pytest.approx(alone, abs=1e-5) and len(set(together)) > 10
+
+
+def test_a_score_that_is_no_number_stops():
+    reward = ModelReward(reward_model(), TOKENIZER)
+    reward.model.score.weight.data[:] = math.nan
+    with pytest.raises(RewardError, match="score of a text of 4 tokens is nan"):
+        reward(["b"], [{"prompt": "a"}])  # bos a b eos
 
 
 def test_folders_are_told_apart(tmp_path):

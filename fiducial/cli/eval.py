@@ -32,7 +32,7 @@ def eval_reward_model(folder: str, file: str, n: int | None) -> dict[str, Any]:
     reward = load_scorer(folder)
     data = Dataset(open_rows(file), "pairs", reward.sides, max_length=reward.model.config.max_length, too_long="drop")
     items = [data[j] for j in range(len(data))][:n]
-    scores = list(reward.scores([side for item in items for side in item.encoded]))
+    scores = reward.scores([side for item in items for side in item.encoded])
     margins = [reward.margin(good, bad) for good, bad in zip(scores[::2], scores[1::2], strict=True)]
     weights = [cast(Pair, item.example).weight for item in items]
     right = sum(w * (0.5 if m == 0 else float(m > 0)) for m, w in zip(margins, weights, strict=True))

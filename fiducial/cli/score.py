@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,12 +39,19 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "verifier",
         nargs="?",
-        help="an id (--list; options: 'constraints(loose=True)'), a task, file.py:function, a reward model's folder",
+        help="an id (--list; options: 'constraints(loose=True)'), a task, file.py:function, a reward model's folder, "
+        "judge.toml, or ai:MODEL",
     )
     parser.add_argument("file", nargs="?", help="rows: JSONL, JSON, CSV, parquet")
     parser.add_argument("--out", help="write one JSON line per row here")
     parser.add_argument("--timeout", type=float, help="seconds per row (default 10; a function of yours 30)")
     parser.add_argument("--i-trust-this-code", action="store_true", help=show.TRUST)
+    parser.add_argument(
+        "--normalise",
+        choices=("global", "global_std"),
+        help="first give a reward model mean 0 on these rows (global_std: and deviation 1), in its weights",
+    )
+    parser.add_argument("--save", metavar="FOLDER", help="where the model of --normalise goes")
     parser.add_argument("--list", action="store_true", help="the verifiers there are")
     args = parser.parse_args(argv)
     if args.list:
@@ -55,8 +63,10 @@ def main(argv: list[str]) -> int:
     from fiducial.judges import judge
 
     verifier = show.model_folder(args.verifier) if Path(args.verifier).is_dir() else args.verifier
-    reward = judge(verifier, args.timeout, args.i_trust_this_code)
     rows = list(open_rows(args.file))
+    if args.normalise:
+        verifier = _normalised(verifier, rows, args)
+    reward = judge(verifier, args.timeout, args.i_trust_this_code)
     scores = score_rows(reward, rows)
     found = [
         {
@@ -81,6 +91,21 @@ def main(argv: list[str]) -> int:
         show.table(["row", "verdict", "value", "why"], shown)
     print("\n".join(summary(scores)))
     return 0
+
+
+def _normalised(folder: str, rows: Sequence[dict[str, Any]], args: Any) -> str:
+    """Shift and scale a reward model by its scores of the rows; returns the folder that holds the new one."""
+    from fiducial.sampling.scorer import normalise_reward
+
+    if not args.save or not Path(folder).is_dir():
+        raise ValueError("--normalise is of a reward model's folder, and --save names the folder of the new one")
+    lacking = next((i for i, row in enumerate(rows) if not isinstance(row.get("completion"), str)), None)
+    if lacking is not None:
+        raise ValueError(f"{args.file}, row {lacking}: no text in the field 'completion', by which to normalise")
+    completions = [row["completion"] for row in rows]
+    shift, scale = normalise_reward(folder, completions, rows, args.normalise, args.save)
+    print(f"{args.save}: scores of {folder} less {shift:.6g}, divided by {scale:.6g}", file=sys.stderr)
+    return args.save
 
 
 def _said(score: Score) -> str:

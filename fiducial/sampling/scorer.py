@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from fiducial.data.preferences.normalisation import Normalisation, calibrate
 from fiducial.models.chat import encode
 from fiducial.models.folder import read_config
 from fiducial.models.heads import save_reward_model, score_reads
+from fiducial.rewards import RewardError
 
 BATCH = 32
 Side = str | list[Message]
@@ -30,11 +32,24 @@ def load_scorer(folder: str | Path) -> ModelReward | PairScorer:
 
 
 @torch.inference_mode()
-def score_texts(model: models.RewardModel, rows: Sequence[Encoded]) -> Iterator[float]:
-    """The score of each row, in order."""
-    for start in range(0, len(rows), BATCH):
-        batch = collate(rows[start : start + BATCH])
-        yield from model(batch.input_ids, batch.extra["lengths"]).tolist()
+def score_texts(model: models.RewardModel, rows: Sequence[Encoded]) -> list[float]:
+    """The score of each row, in order. RewardError if one is not a finite number.
+
+    Rows of like length share a batch, so that little of it is padding.
+    """
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i].token_ids))
+    found = [0.0] * len(rows)
+    for start in range(0, len(order), BATCH):
+        places = order[start : start + BATCH]
+        batch = collate([rows[i] for i in places])
+        for i, score in zip(places, model(batch.input_ids, batch.extra["lengths"]).tolist(), strict=True):
+            if not math.isfinite(score):
+                raise RewardError(
+                    f"the reward model's score of a text of {len(rows[i].token_ids)} tokens is {score}: "
+                    "check its weights"
+                )
+            found[i] = score
+    return found
 
 
 class ModelReward:
@@ -53,7 +68,7 @@ class ModelReward:
     def __call__(self, completions: Sequence[str], rows: Sequence[dict[str, Any]]) -> list[Score]:
         encoded = [self._encode(c, row.get("prompt", "")) for c, row in zip(completions, rows, strict=True)]
         began = time.perf_counter()
-        values = iter(list(self.scores([e for e in encoded if isinstance(e, Encoded)])))
+        values = iter(self.scores([e for e in encoded if isinstance(e, Encoded)]))
         each = (time.perf_counter() - began) / max(len(encoded), 1)
         return [e if isinstance(e, Score) else _score(next(values), each) for e in encoded]
 
@@ -64,7 +79,7 @@ class ModelReward:
             return Score(None, "skipped", f"{len(row.token_ids)} tokens are more than the reward model reads ({limit})")
         return row
 
-    def scores(self, rows: Sequence[Encoded]) -> Iterator[float]:
+    def scores(self, rows: Sequence[Encoded]) -> list[float]:
         """The score of each row, in order."""
         return score_texts(self.model, rows)
 
@@ -103,7 +118,7 @@ class PairScorer:
         """The log-odds that the chosen completion is better, from the scores of `sides`."""
         return (chosen - rejected) / 2
 
-    def scores(self, rows: Sequence[Encoded]) -> Iterator[float]:
+    def scores(self, rows: Sequence[Encoded]) -> list[float]:
         """g of each text: before the two orders are put together, the log-odds that the first completion is better."""
         return score_texts(self.model, rows)
 
@@ -117,7 +132,7 @@ class PairScorer:
             if max(len(side.token_ids) for side in sides) <= self.model.config.max_length:
                 texts += sides
                 fitting.append(i)
-        scores = list(self.scores(texts))
+        scores = self.scores(texts)
         for i, first, second in zip(fitting, scores[::2], scores[1::2], strict=True):
             found[i] = self.margin(first, second)
         return found
