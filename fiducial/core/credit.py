@@ -71,6 +71,69 @@ def group_normalized(rewards: Tensor, group: Tensor, *, std: str = "population",
     return torch.where(agrees, 0.0, centred / (spread + std_epsilon).clamp(min=ZERO_STD)).to(rewards.dtype)
 
 
+def group_centred(rewards: Tensor, group: Tensor) -> Tensor:
+    """Reward minus the mean of its group, not divided by a deviation (Liu et al. 2025, arXiv:2503.20783)."""
+    return group_normalized(rewards, group, std="none")
+
+
+def to_go(token_rewards: Tensor) -> Tensor:
+    """Sum of this and all later rewards of a row: [N, L] -> [N, L].
+
+    >>> to_go(torch.tensor([[0.0, -1.0, 3.0]]))
+    tensor([[2., 2., 3.]])
+    """
+    return token_rewards.flip(-1).cumsum(-1).flip(-1)
+
+
+def step_normalized(
+    token_rewards: Tensor,
+    kl_penalty: Tensor,
+    group: Tensor,
+    mask: Tensor,
+    *,
+    baseline: bool = False,
+    reward_clip: float = 10.0,
+) -> Tensor:
+    """Rewards to go, centred and divided by one deviation over all tokens of the step (Hu 2025, arXiv:2501.03262).
+
+    What was earned is first held within `reward_clip` of 0, a KL penalty is not. `baseline` subtracts the group's mean
+    reward before.
+
+    >>> earned, ones = torch.tensor([[0.0, 1.0], [0.0, 3.0]]), torch.ones(2, 2)
+    >>> step_normalized(earned, 0 * ones, torch.tensor([0, 1]), ones.bool())  # of 1 1 3 3: mean 2, deviation sqrt(4/3)
+    tensor([[-0.8660, -0.8660],
+            [ 0.8660,  0.8660]])
+    """
+    earned = (token_rewards + kl_penalty).clamp(-reward_clip, reward_clip)
+    found = to_go(earned - kl_penalty)
+    if baseline:
+        found = found - group_mean(earned.sum(-1), group)[:, None]
+    return whiten(found, mask)
+
+
+def soft_baseline(rewards: Tensor, group: Tensor, *, baseline: str = "mean", tau: float = 0.1) -> Tensor:
+    """Reward minus tau log Z of its group (Kimi Team 2025, arXiv:2501.12599).
+
+    baseline "log_partition" is tau log mean exp(r / tau), "mean" its limit for large tau.
+
+    >>> rewards, group = torch.tensor([1.0, 0.0]), torch.tensor([0, 0])  # log((e + 1) / 2) = 0.6201
+    >>> soft_baseline(rewards, group, baseline="log_partition", tau=1.0)
+    tensor([ 0.3799, -0.6201])
+    """
+    exact = rewards.double()
+    if baseline == "mean":
+        return (exact - group_mean(exact, group)).to(rewards.dtype)
+    _, index = group.unique(return_inverse=True)
+    highest = torch.full_like(exact, -torch.inf).scatter_reduce(0, index, exact, "amax")[index]
+    level = highest + tau * group_mean(((exact - highest) / tau).exp(), group).log()
+    return (exact - level).to(rewards.dtype)
+
+
+def above_greedy(token_rewards: Tensor, greedy_rewards: Tensor) -> Tensor:
+    """Rewards to go minus what the prompt's greedy completion earned (Li et al. 2024, arXiv:2310.10505): [N, L]."""
+    return to_go(token_rewards) - greedy_rewards[:, None]
+
+
 def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
     """Centred and divided by the standard deviation over the masked entries (n - 1), [N, L] -> [N, L], 0 elsewhere.
 
@@ -157,8 +220,7 @@ def _reinforce(
             state["steps"] = 1.0
     if action_level == "sequence":
         return rewards - level, state
-    to_go = token_rewards.flip(-1).cumsum(-1).flip(-1)  # [N, L] sum of this and all later token rewards
-    return to_go - level[:, None], state
+    return to_go(token_rewards) - level[:, None], state
 
 
 reinforce = Running(init=lambda: {"mean": 0.0, "steps": 0.0}, update=_reinforce)

@@ -50,6 +50,20 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: str) -> Tenso
     raise ValueError(f"kl.estimator must be k1, k2, k3, k1+, k3+ or full; it is {estimator!r}")
 
 
+def proximal_kl(log_ratio: Tensor) -> Tensor:
+    """k_iw = w log w - (w - 1), w = exp(log_ratio) = policy / old, on what *old* drew: any shape.
+
+    At least 0. Both its value and, differentiated through w, its gradient are on average those of KL(policy || old).
+
+    >>> w = torch.tensor([1.0, 2.0])  # 2 log 2 - 1
+    >>> [round(float(x), 4) for x in proximal_kl(w.log())]
+    [0.0, 0.3863]
+    """
+    if log_ratio.dtype != torch.float64:
+        log_ratio = log_ratio.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    return log_ratio.exp() * log_ratio - torch.expm1(log_ratio)
+
+
 def full_kl(logits: Tensor, ref_logits: Tensor) -> Tensor:
     """Exact KL(policy || ref) of each next-token distribution: [..., V], [..., V] -> [...].
 

@@ -5,9 +5,9 @@
 A is a completion's reward, centred and scaled within its group; each completion weighs the same. The KL term is the
 recipe's [kl] table, the same for every method (the paper's: 0.04, k3, in the loss).
 
-With exact expectations and binary rewards the gradient is c_G(p) grad p, where p is the chance of success. Dr. GRPO
-(arXiv:2503.20783) is std = "none", per = "constant"; DAPO (arXiv:2503.14476) is clip_high = 0.28, per = "token".
-`ratio_level` "sequence" uses one ratio per completion, "sequence_geomean" its per-token geometric mean (GSPO).
+With exact expectations and binary rewards the gradient is c_G(p) grad p, where p is the chance of success.
+`ratio_level` "sequence" uses one ratio per completion, "sequence_geomean" its per-token geometric mean. `dr_grpo`,
+`dapo`, `gspo` and `cispo` are later papers' changes to it.
 """
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fiducial.core import credit
 from fiducial.core.method import KL, Method, Range
+from fiducial.core.ratio import LEVELS, log_ratio
 
 
 def grpo(
@@ -32,13 +33,7 @@ def grpo(
     >>> grpo(torch.tensor([[0.0]]), torch.tensor([[0.0]]), torch.tensor([[2.0]]))
     tensor([[-2.]])
     """
-    log_ratio = logprobs - old_logprobs
-    if ratio_level != "token":
-        mask = torch.ones_like(log_ratio, dtype=torch.bool) if mask is None else mask
-        summed = torch.where(mask, log_ratio, 0.0).sum(-1, keepdim=True)
-        lengths = mask.sum(-1, keepdim=True).clamp(min=1)
-        log_ratio = (summed / lengths if ratio_level == "sequence_geomean" else summed).expand_as(logprobs)
-    ratio = torch.exp(log_ratio.clamp(-20, 20))
+    ratio = torch.exp(log_ratio(logprobs, old_logprobs, mask, ratio_level).clamp(-20, 20))
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
     return -torch.minimum(ratio * advantages, clipped * advantages)
 
@@ -55,7 +50,7 @@ METHOD = Method(
     min_group=2,
     target="success_gradient",
     choices={
-        "ratio_level": ("token", "sequence", "sequence_geomean"),
+        "ratio_level": LEVELS,
         "std": ("population", "sample", "batch", "none"),
     },
     ranges={"clip_low": Range(0, 1, open="low"), "clip_high": Range(0, open="low"), "std_epsilon": Range(0)},

@@ -13,10 +13,11 @@ from collections.abc import Callable
 from fiducial.core.method import Method
 from fiducial.prove.actor_critic import actor_critic, lagrangian
 from fiducial.prove.battery import battery
-from fiducial.prove.gradients import policy_gradient, success_gradient
+from fiducial.prove.gradients import mean_only_gradient, policy_gradient, success_gradient
 from fiducial.prove.identities import identities
 from fiducial.prove.preferences import empirical_frequency, f_divergence, ipo, majority, psi, rlhf, tree_optimum
 from fiducial.prove.problems import Check
+from fiducial.prove.proximal import kimi_optimum, mirror_descent
 from fiducial.prove.reward_models import absolute_costs, bt_rewards, davidson_rewards, preference_table
 from fiducial.prove.self_play import (
     best_of_several,
@@ -45,6 +46,9 @@ TARGETS: dict[str, Callable[[Method], list[Check]]] = {
     "best_of_n": best_of_several,
     "policy_gradient": policy_gradient,
     "success_gradient": success_gradient,
+    "mean_only_gradient": mean_only_gradient,
+    "mirror_descent": mirror_descent,
+    "kimi_optimum": kimi_optimum,
     "actor_critic": actor_critic,
     "lagrangian": lagrangian,
 }

@@ -101,7 +101,9 @@ def doubled(batch: Tokens) -> Tokens:
     return twice
 
 
-PER_TOKEN = {"mask", "input_ids", "logits", "ref_logits"} | {f"{p}logprobs" for p in ("", "old_", "sampler_", "ref_")}
+PER_TOKEN = {"mask", "input_ids", "logits", "ref_logits", "advantages"} | {
+    f"{p}logprobs" for p in ("", "old_", "sampler_", "ref_")
+}
 
 
 def _overflow(method: Method, run: Run) -> float:

@@ -124,3 +124,18 @@ def success_gradient(method: Method) -> list[Check]:
             name = f"enumerated gradient = c_G(p) grad p, G = {n}, up to {depth} token{'s' * (depth > 1)}"
             checks.append(Check(method.name, name, error, BIAS_BOUND))
     return checks
+
+
+def mean_only_gradient(method: Method) -> list[Check]:
+    """Credit that is only centred on its group: averaged over all groups, (1 - 1/G) of the exact gradient."""
+    tree, checks = TokenTree(3, 2, seed=5), []
+    goal = -objective_gradient(tree, TREE_REWARDS)
+    for n in (2, 3):
+        run = exact_run(method, n=n)  # its constant is 4
+        found = expected_gradient(run, method, tree, TREE_REWARDS, None)
+        scale = (1 - 1 / n) / (run.constant if method.per == "constant" else 1.0)
+        error = float((found - scale * goal).abs().max())
+        checks.append(
+            Check(method.name, f"enumerated gradient = (1 - 1/G) of the exact one, G = {n}", error, BIAS_BOUND)
+        )
+    return checks

@@ -13,6 +13,7 @@ from torch import Tensor
 from fiducial.config import Run
 from fiducial.core.divergence import K3_LIMIT, kl_estimate
 from fiducial.core.method import Method, Running
+from fiducial.core.ratio import log_ratio
 from fiducial.core.types import Tokens
 from fiducial.evals.diagnostics import right
 from fiducial.train.runtime import Runtime
@@ -241,12 +242,9 @@ def measure_groups(
     """Distance between the three ledgers of log-probs: trained, old, and the sampler's."""
     logprobs = tensors["logprobs"]
     old = tensors.get("old_logprobs", logprobs)
-    log_ratio = torch.where(batch.mask, logprobs - old, 0.0)
-    level = run.hparams.get("ratio_level", "token")
-    if level != "token":  # one ratio per completion, as the loss takes it
-        summed, lengths = log_ratio.sum(-1, keepdim=True), batch.mask.sum(-1, keepdim=True).clamp(min=1)
-        log_ratio = (summed / lengths if level == "sequence_geomean" else summed).expand_as(logprobs)
-    ratio = torch.exp(log_ratio.clamp(-20, 20))
+    level = run.hparams.get("ratio_level", "token")  # as the loss takes it
+    moved = torch.where(batch.mask, log_ratio(logprobs, old, batch.mask, level), 0.0)
+    ratio = torch.exp(moved.clamp(-20, 20))
     meter.mean("ratio/mean", ratio, token_weight)
     meter.mean("policy/approxkl", kl_estimate(old, logprobs, "k3"), token_weight)
     if batch.mask.any():

@@ -590,6 +590,51 @@ def test_gspo(trl):
     same(found, expected, policy.logits)
 
 
+OWN_IDS = {  # method: (TRL's settings, ours)
+    "dr_grpo": ({"loss_type": "dr_grpo", "scale_rewards": "none", "max_completion_length": 20}, {"constant": 20.0}),
+    "dapo": ({"loss_type": "dapo", "epsilon_high": 0.28}, SAMPLE_STD),
+    "gspo": (
+        {"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon": 3e-4, "epsilon_high": 4e-4},
+        SAMPLE_STD,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OWN_IDS)
+def test_methods_after_grpo(trl, name):
+    """With their papers' defaults and TRL's standard deviation, several updates after sampling."""
+    rollouts = samples()
+    policy, _, old = sampled_models(rollouts)
+    given, settings = OWN_IDS[name]
+    trainer = theirs.grpo(trl.GRPOTrainer, old, rollouts, REWARDS, 3, **given, steps_per_generation=2)
+    inputs = theirs.rollouts_of(trainer)
+    if name == "dapo":
+        inputs["num_items_in_batch"] *= 2  # see test_dapo_windows
+    if name == "gspo":  # so near the old policy that some completions are inside the narrow clip, and some outside
+        policy = Texts(list(map(list, policy.places)), (old.logits + 1e-3 * policy.logits).detach().requires_grad_())
+    expected = trainer.compute_loss(policy, inputs)
+    cuts = [range(4), range(4, 9)]
+    found = ours(name, groups_of(rollouts, REWARDS), policy, None, old, per=METHODS[name].per, cuts=cuts, **settings)
+    same(found, expected, policy.logits)
+
+
+def test_cispo(trl):
+    """The same gradient. TRL's `epsilon_high` is the largest weight itself, ours is by how much it may exceed 1; TRL's
+    value is the detached weight times the log-prob, ours the integral of the weight, which has that gradient."""
+    rollouts = samples()
+    policy, _, old = sampled_models(rollouts)
+    shared = {"loss_type": "cispo", "epsilon_high": 1.2, "steps_per_generation": 2}
+    trainer = theirs.grpo(trl.GRPOTrainer, old, rollouts, REWARDS, 3, **shared)
+    inputs = theirs.rollouts_of(trainer)
+    inputs["num_items_in_batch"] *= 2  # see test_dapo_windows
+    expected = trainer.compute_loss(policy, inputs)
+    assert trainer._metrics["train"]["cispo_clip_ratio"][0] > 0
+    batch, cuts = groups_of(rollouts, REWARDS), [range(4), range(4, 9)]
+    found = ours("cispo", batch, policy, None, old, per="token", cuts=cuts, clip_high=0.2, **SAMPLE_STD)
+    differ(found, expected)
+    same_gradient(found, expected, policy.logits)
+
+
 def credit(name, rewards=REWARDS, **hparams) -> Tensor:
     """Our advantages [N]; rewards are those of whole groups of three unless some are dropped (NaN)."""
     kept = ~rewards.isnan()
