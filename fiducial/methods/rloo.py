@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fiducial.core import credit
 from fiducial.core.method import KL, Method, Range
+from fiducial.core.ratio import log_ratio
 
 
 def rloo(
@@ -31,12 +32,9 @@ def rloo(
     """
     if clip is None:
         return -advantages * logprobs
-    log_ratio, shares = logprobs - old_logprobs, 1
-    if ratio_level == "sequence":
-        mask = torch.ones_like(log_ratio, dtype=torch.bool) if mask is None else mask
-        log_ratio = torch.where(mask, log_ratio, 0.0).sum(-1, keepdim=True).expand_as(logprobs)
-        shares = mask.sum(-1, keepdim=True).clamp(min=1)
-    ratio = torch.exp(log_ratio.clamp(-20, 20))
+    mask = torch.ones_like(logprobs, dtype=torch.bool) if mask is None else mask
+    ratio = torch.exp(log_ratio(logprobs, old_logprobs, mask, ratio_level).clamp(-20, 20))
+    shares = mask.sum(-1, keepdim=True).clamp(min=1) if ratio_level == "sequence" else 1
     return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages) / shares
 
 
