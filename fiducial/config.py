@@ -166,6 +166,10 @@ class Sampling:
     max_new_tokens: int = 128  # a completion's limit
     truncated: Literal["score", "mask", "penalise"] = "score"  # completions that ended by length
     filter_groups: bool = False  # leave out groups whose rewards are all equal
+    refill: int = 0  # rounds of further prompts that take the place of such groups (DAPO's dynamic sampling); 0: none
+    ahead: int = 0  # steps that completions are drawn before they train, beside the training
+    segment: int = 0  # tokens a completion may grow by before it waits for a later step; 0: it is written whole
+    max_staleness: int = 4  # weights' versions that an unfinished completion may be behind before it is begun anew
 
     @property
     def decoding(self) -> Decoding:
@@ -392,6 +396,22 @@ def _sampling_rules(run: Run, method: Method) -> list[tuple[bool, str]]:
                 o.epochs * o.minibatches >= method.min_updates,
                 f"{method.name} is about several updates on one batch: set optim.epochs x optim.minibatches to "
                 f"{method.min_updates} or more; it is {o.epochs * o.minibatches}",
+            ),
+            (
+                min(s.refill, s.ahead, s.segment, s.max_staleness) >= 0,
+                "sampling.refill, ahead, segment and max_staleness must be 0 or more",
+            ),
+            (
+                not (s.refill or s.segment) or method.feed == "groups",
+                f"{method.name} selects from what is sampled: sampling.refill and sampling.segment do not apply",
+            ),
+            (
+                (s.ahead > 0) + (s.segment > 0) + (s.refill > 0) <= 1,
+                "sampling.ahead, sampling.segment and sampling.refill exclude each other: keep one",
+            ),
+            (
+                not (s.ahead or s.segment) or method.sampled_by == "policy",
+                f"{method.name} samples from its reference: sampling.ahead and sampling.segment do not apply",
             ),
             (s.temperature > 0, "sampling.temperature must be positive in training: greedy samples teach nothing"),
             (o.minibatches <= examples, few),

@@ -97,7 +97,7 @@ def test_the_reference_is_counted_whole_and_gradients_only_where_there_are_some(
     parameters = list(assembly.parts.learner.parameters())
     whole = 4 * sum(p.numel() for p in parameters)  # float32
     memory = {"weights": whole, "gradients": whole, "optimizer": 2 * whole, "reference": whole, "sampler": 0}
-    memory["start"] = whole  # its copy, to measure the distance from
+    memory |= {"start": whole, "critics": 0}  # start: its copy, to measure the distance from
     assert memory_of(assembly) == memory
     parameters[0].requires_grad_(False)
     trained = whole - 4 * parameters[0].numel()

@@ -36,7 +36,10 @@ def bounded(weights: Tensor, mode: str, cap: float, floor: float = 0.0) -> Tenso
     return torch.where((weights >= floor) & (weights <= cap), weights, 0.0)
 
 
-def effective_share(weights: Tensor, mask: Tensor) -> Tensor:
-    """Kish's effective sample size as a share of the number: (sum w)^2 / (n sum w^2), []."""
-    live = weights[mask].double()
-    return live.sum().square() / (len(live) * live.square().sum()).clamp(min=1e-12)
+def effective_share(number: float, total: float, squares: float) -> float:
+    """Kish's effective sample size as a share of the number of weights: (sum w)^2 / (n sum w^2).
+
+    >>> effective_share(2, 1.0, 1.0)  # of two weights one is 0
+    0.5
+    """
+    return total**2 / (number * squares) if squares else 0.0

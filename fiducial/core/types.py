@@ -94,8 +94,9 @@ class Rollout:
     sampler_logprobs: list[float]  # [L] as reported by the sampler, 0 where mask is False
     group: int = 0  # rollouts of one prompt share a number
     seed: int = 0
-    policy_version: int = 0
-    finish: Literal["stop", "length", "error"] = "stop"
+    policy_version: int = 0  # that wrote its last token
+    versions: list[int] = field(default_factory=list)  # [L] that wrote each token; empty: all by policy_version
+    finish: Literal["stop", "length", "unfinished", "error"] = "stop"
     reward: float | None = None  # None: could not be scored
     cost: float | None = None  # None: not asked for, or could not be told
     score: Score | None = None
@@ -108,12 +109,18 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Request:
-    """What a sampler is asked for: one completion of `prompt_ids`, drawn with `seed` alone."""
+    """What a sampler is asked for: one completion of `prompt_ids`, drawn with `seed` alone.
+
+    The last `written` of these tokens are the beginning of the completion, drawn before with the same seed; at most
+    `budget` more are drawn now (0: up to the completion's limit), and what is not at its end then is "unfinished".
+    """
 
     prompt_ids: list[int]
     seed: int
     prompt: Prompt = ""
     group: int = 0
+    written: int = 0
+    budget: int = 0
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,15 @@ from torch import Tensor
 from fiducial.core.types import Decoding
 
 
-def uniform(seeds: Tensor, step: int) -> Tensor:
-    """A number in [0, 1) for each seed [N] int64 at this step, [N] float64: the same on any batch and machine.
+def uniform(seeds: Tensor, step: int | Tensor) -> Tensor:
+    """A number in [0, 1) for each seed [N] int64 at this step (one for all, or [N]), [N] float64: the same on any batch
+    and machine.
 
     Counter-based: the splitmix64 finaliser (Steele et al. 2014) of the hashed seed plus the step times the golden
     gamma, of which the upper 53 bits are kept. int64 products wrap around, as the algorithm wants.
     """
-    mixed = _splitmix64(_splitmix64(seeds) + _signed(step * 0x9E3779B97F4A7C15))
+    gamma = _signed(0x9E3779B97F4A7C15)
+    mixed = _splitmix64(_splitmix64(seeds) + (step * gamma if isinstance(step, Tensor) else _signed(step * gamma)))
     return _shift_right(mixed, 11).double() * 2.0**-53
 
 

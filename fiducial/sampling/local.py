@@ -76,7 +76,8 @@ class LocalSampler:
         device = device_of(self.model)
         prompts, copies = _distinct([r.prompt_ids for r in requests])
         lengths = torch.tensor([len(p) for p in prompts])
-        room = min(decoding.max_new_tokens, self.model.config.max_length - min(map(len, prompts)))
+        most = max(decoding.max_new_tokens - r.written for r in requests)
+        room = min(most, self.model.config.max_length - min(map(len, prompts)))
         input_ids = pad(prompts, torch.int64).to(device)
         logits, cache = self.model.prefill(input_ids, lengths.to(device), torch.tensor(copies, device=device), room)
         batch = _Batch(requests, decoding, self, device)
@@ -99,8 +100,12 @@ class _Batch:
         self.stops = StopStrings(sampler.tokenizer, decoding.stop) if decoding.stop else None
         self.eos = torch.tensor(sorted(sampler.eos_ids), dtype=torch.int64, device=device)
         self.seeds = seed_tensor([r.seed for r in requests], device)
-        free = [sampler.model.config.max_length - len(r.prompt_ids) for r in requests]
-        self.limits = torch.tensor(free, device=device).clamp(max=decoding.max_new_tokens)  # [N]
+        whole = [sampler.model.config.max_length - len(r.prompt_ids) for r in requests]
+        whole = [min(x, decoding.max_new_tokens - r.written) for x, r in zip(whole, requests, strict=True)]
+        self.whole = torch.tensor(whole, device=device)  # [N] tokens until a completion's limit
+        budgets = [min(x, r.budget or x) for x, r in zip(whole, requests, strict=True)]
+        self.limits = torch.tensor(budgets, device=device)  # [N] that are drawn now
+        self.written = torch.tensor([r.written for r in requests], device=device)  # [N] before
         shape = (len(requests), int(self.limits.max()))
         self.tokens = torch.zeros(shape, dtype=torch.int64, device=device)
         self.logprobs = torch.zeros(shape, dtype=torch.float64, device=device)
@@ -112,7 +117,8 @@ class _Batch:
 
     def write(self, logits: Tensor) -> Tensor:
         """Draw the next token of each row in the batch from logits [M, V]; returns the tokens [M]."""
-        tokens, logprobs = draw(logits, uniform(self.seeds[self.rows], self.step), self.decoding)
+        places = self.written[self.rows] + self.step
+        tokens, logprobs = draw(logits, uniform(self.seeds[self.rows], places), self.decoding)
         self.tokens[self.rows, self.step] = tokens
         self.logprobs[self.rows, self.step] = logprobs.double()
         self.step += 1
@@ -125,11 +131,19 @@ class _Batch:
     def _stop_strings(self) -> Tensor:
         hits = torch.zeros_like(self.writing)
         if self.stops is not None:
-            tails = self.tokens[self.rows, max(0, self.step - self.stops.window) : self.step].tolist()
+            window = self.stops.window
+            tails = self.tokens[self.rows, max(0, self.step - window) : self.step].tolist()
+            if self.step < window:
+                tails = [self._before(row) + tail for row, tail in zip(self.rows.tolist(), tails, strict=True)]
             writing = self.writing.tolist()
             found = [w and self.stops.hit(tail) for w, tail in zip(writing, tails, strict=True)]
             hits = torch.tensor(found, device=hits.device)
         return hits
+
+    def _before(self, row: int) -> list[int]:
+        """The tokens of a request's completion that were drawn before."""
+        request = self.requests[row]
+        return request.prompt_ids[len(request.prompt_ids) - request.written :]
 
     def is_sparse(self) -> bool:
         """Whether finished rows should leave now; one at its limit must, since its next position does not exist."""
@@ -146,22 +160,25 @@ class _Batch:
         """The finished rollout of request number `row`."""
         request, sampler = self.requests[row], self.sampler
         count, stopped = int(self.counts[row]), bool(self.stopped[row])
+        unfinished = not stopped and count < int(self.whole[row])
+        start = len(request.prompt_ids) - request.written  # of the completion
         ids, logprobs = self.tokens[row, :count].tolist(), self.logprobs[row, :count].tolist()
         if not all(map(math.isfinite, logprobs)):
             raise ValueError(
                 f"after the prompt {request.prompt!r:.80} the model's logits are not finite; check its weights"
             )
-        text = decode_text(sampler.tokenizer, ids[:-1] if ids[-1] in sampler.eos_ids else ids)
+        own = [*self._before(row), *ids]
+        text = decode_text(sampler.tokenizer, own[:-1] if own[-1] in sampler.eos_ids else own)
         return Rollout(
             prompt=request.prompt,
             completion=self.stops.cut(text) if self.stops and stopped else text,
             token_ids=[*request.prompt_ids, *ids],
-            mask=[False] * len(request.prompt_ids) + [True] * count,
+            mask=[False] * start + [True] * (request.written + count),
             sampler_logprobs=[0.0] * len(request.prompt_ids) + logprobs,
             group=request.group,
             seed=request.seed,
             policy_version=sampler.version,
-            finish="stop" if stopped else "length",
+            finish="stop" if stopped else "unfinished" if unfinished else "length",
         )
 
 

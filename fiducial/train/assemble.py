@@ -85,7 +85,8 @@ def assemble(
     anchors = reference(run, method, learner, tokenizer, runtime)
     sampler, hand_over = None, nothing_to_hand_over
     if method.samples or (run.eval.k and method.learns == "policy"):
-        sampler, hand_over = make_sampler(trained, tokenizer, learner, runtime, everywhere=method.samples)
+        apart = method.samples and run.sampling.ahead > 0  # it draws while the weights change
+        sampler, hand_over = make_sampler(trained, tokenizer, learner, runtime, everywhere=method.samples, apart=apart)
     verify, cost = make_reward(run) if method.judged else None, make_cost(run, method)
     for network in (learner, *critics.values()):
         runtime.shard(network)
@@ -95,6 +96,7 @@ def assemble(
             writer = LocalSampler(anchors["ref"].learner.model, tokenizer, autocast=learner.autocast)
         assert writer
         feed: Any = (SelectFeed if method.select else GroupFeed)(run, method, data, writer, verify, runtime, keep, cost)
+        hand_over = after(feed.source.settle, hand_over)
     else:
         feed = RowFeed(run, method, data, runtime, keep)
     mixed = make_mixed(run, tokenizer, model, runtime)
@@ -424,15 +426,15 @@ def nothing_to_hand_over(version: int) -> None:
 
 
 def make_sampler(
-    policy: Any, tokenizer: Any, learner: Learner, runtime: Runtime, everywhere: bool
+    policy: Any, tokenizer: Any, learner: Learner, runtime: Runtime, everywhere: bool, apart: bool = False
 ) -> tuple[Sampler | None, Callable[[int], None]]:
     """The sampler, and what hands it the weights of a new version, at which all ranks take part.
 
     In one process it shares the policy's weights. With several each rank samples from a whole copy of its own, since
     ranks draw different numbers of tokens and must not wait for each other inside a forward pass; not `everywhere`
-    leaves the copy, and the sampling, to the first.
+    leaves the copy, and the sampling, to the first. `apart` has a copy in one process too.
     """
-    if runtime.world == 1:
+    if runtime.world == 1 and not apart:
         sampler = LocalSampler(policy, tokenizer, autocast=learner.autocast)
         return sampler, lambda version: sampler.update(None, version)
     copied = None
@@ -445,6 +447,16 @@ def make_sampler(
             copied.update({name.removeprefix("model."): x for name, x in state.items()}, version)
 
     return copied, hand_over
+
+
+def after(first: Callable[[], None], then: Callable[[int], None]) -> Callable[[int], None]:
+    """Hand weights over when nothing is being drawn with those of before."""
+
+    def hand_over(version: int) -> None:
+        first()
+        then(version)
+
+    return hand_over
 
 
 def make_reward(run: Run) -> Reward:

@@ -37,6 +37,7 @@ def collect(parts: Parts, state: State) -> dict[str, Any]:
         "learners": {name: _collect(*both) for name, both in state.optimizers(parts).items()},
         "credit": state.credit,
         "control": state.control,
+        "drawn": source.state() if (source := getattr(parts.feed, "source", None)) else None,
         "step": state.step,
     }
 
@@ -49,6 +50,8 @@ def restore(parts: Parts, state: State, saved: dict[str, Any]) -> None:
         set_model_state_dict(learner, saved["learners"][name]["model"], options=_WHOLE)
         if saved["learners"][name]["optimizer"]:
             set_optimizer_state_dict(learner, optimizer, saved["learners"][name]["optimizer"], options=_WHOLE)
+    if saved["drawn"] is not None:
+        getattr(parts.feed, "source").restore(saved["drawn"])  # noqa: B009
     state.credit, state.control, state.step = saved["credit"], saved["control"], saved["step"]
 
 

@@ -43,6 +43,7 @@ from fiducial.train.learner import PER_PAIR
 from fiducial.train.measure import Meter
 from fiducial.train.parts import TrainingError
 from fiducial.train.runtime import Runtime
+from fiducial.train.sources import Ahead, Asked, Drawn, Now, Piecewise, staleness
 
 
 class Order:
@@ -61,8 +62,12 @@ class Order:
 
     def take(self, start: int, number: int) -> list[int]:
         """The rows at the stream's positions start .. start + number - 1."""
+        return self.at(range(start, start + number))
+
+    def at(self, positions: Sequence[int]) -> list[int]:
+        """The rows at these positions of the stream."""
         out = []
-        for position in range(start, start + number):
+        for position in positions:
             epoch, place = divmod(position, len(self.keep))
             if epoch != self._epoch:
                 draw = torch.Generator().manual_seed(mix(self.seed, "order", epoch))
@@ -151,21 +156,58 @@ class GroupFeed:
         self.cost = cost
         self.runtime = runtime
         self.order = Order(problems, run.seed, keep)
+        self.keep = keep
         self.rollouts: list[Rollout] = []  # the last step's, for the journal
+        if run.sampling.segment:
+            self.source: Now = Piecewise(run, self.request, self.sample, runtime)
+        elif run.sampling.ahead:
+            self.source = Ahead(self.ask, self.sample, run.sampling.ahead, runtime)
+        else:
+            self.source = Now(self.ask, self.sample)
 
     def batch(self, step: int, meter: Meter) -> Tokens:
-        self.rollouts = self.scored(step, meter)
+        began = time.perf_counter()
+        drawn = self.source.take(step, meter)
+        meter.seconds("sample", time.perf_counter() - began)
+        self.rollouts = self.scored(step, drawn, self.order, meter)
         kept = [r for r in self.rollouts if r.reward is not None]
-        if self.run.sampling.filter_groups:
+        if self.run.sampling.refill:
+            kept = self.refilled(step, kept, meter)
+        elif self.run.sampling.filter_groups:
             kept = _with_spread(kept)
         return collate_rollouts(kept, self.run)
 
-    def scored(self, step: int, meter: Meter) -> list[Rollout]:
+    def refilled(self, step: int, kept: list[Rollout], meter: Meter) -> list[Rollout]:
+        """Groups with spread until the step is full (dynamic sampling, Yu et al. 2025, arXiv:2503.14476): those of
+        `kept`, then of further prompts, of which each round has a stream of its own. A surplus is left out.
+
+        The groups are numbered over all ranks, in the order of their rounds and places.
+        """
+        size, n = self.run.optim.batch, self.run.sampling.n
+        meter.add("dynamic/kept_fraction", len(_groups(_with_spread(kept))), len(_groups(self.rollouts)))
+        for members in _groups(self.rollouts).values():
+            rewards = {r.reward for r in members}
+            meter.add("dynamic/frac_all_equal", float(len(rewards) == 1), 1.0)
+        mixed = _with_spread(kept)
+        for turn in range(1, self.run.sampling.refill + 1):
+            if sum(self.runtime.gather(len(_groups(mixed)))) >= size:
+                break
+            meter.total("dynamic/refills", int(self.runtime.first))
+            order = Order(self.problems, mix(self.run.seed, "refill", turn), self.keep)
+            requests, positions = self.ask(step, turn, order)
+            rollouts = self.scored(step, (self.sample(requests), positions), order, meter)
+            self.rollouts += rollouts
+            mixed += _with_spread([r for r in rollouts if r.reward is not None])
+        chosen = sorted({g for share in self.runtime.gather(sorted(_groups(mixed))) for g in share})[:size]
+        meter.add("dynamic/full", len(chosen), size)
+        place = {group: number for number, group in enumerate(chosen)}
+        return [replace(r, group=place[r.group]) for r in mixed if r.group in place][: size * n]
+
+    def scored(self, step: int, drawn: Drawn, order: Order, meter: Meter) -> list[Rollout]:
         """This rank's completions of a step, each with its score and reward."""
-        began = time.perf_counter()
-        rollouts, problems = self.sample(step)
+        rollouts, positions = drawn
+        problems = [asked(self.problems[j])[0] for j in order.at(positions)]
         sampled = time.perf_counter()
-        meter.seconds("sample", sampled - began)
         if self.reward is not None:
             scores = self.judged(step, self.reward, rollouts, problems)
             rollouts = [settle(self.run, r, s) for r, s in zip(rollouts, scores, strict=True)]
@@ -184,18 +226,28 @@ class GroupFeed:
         except RewardError as error:
             raise RewardError(f"step {step + 1}: {error}") from error
 
-    def sample(self, step: int) -> tuple[list[Rollout], list[Problem]]:
-        """This rank's completions of a step and the problem of each. Seeds depend on a problem's place in the step."""
+    def sample(self, requests: Sequence[Request]) -> list[Rollout]:
+        """The completions that are asked for."""
+        return self.sampler.sample(requests, self.run.sampling.decoding)
+
+    def ask(self, step: int, turn: int = 0, order: Order | None = None) -> Asked:
+        """What this rank's part of a step asks of the sampler, and each one's position in the stream of problems. Seeds
+        depend on a problem's place in the step, and on which turn it is to fill it."""
         run, size = self.run, self.run.optim.batch
-        places = list(enumerate(self.order.take(step * size, size)))
-        requests, problems = [], []
-        for place, j in self.runtime.mine(places):
-            problem, ids = asked(self.problems[j])
+        requests, positions = [], []
+        for place in self.runtime.mine(list(range(size))):
             for copy in range(run.sampling.n):
-                seed = mix(run.seed, "sample", step, place, copy)
-                requests.append(Request(ids, seed, problem.prompt, group=place))
-                problems.append(problem)
-        return self.sampler.sample(requests, run.sampling.decoding), problems
+                where = (step, place, copy, turn) if turn else (step, place, copy)
+                request = self.request(step * size + place, copy, order, mix(run.seed, "sample", *where))
+                requests.append(replace(request, group=turn * size + place))
+                positions.append(step * size + place)
+        return requests, positions
+
+    def request(self, position: int, copy: int, order: Order | None = None, seed: int | None = None) -> Request:
+        """What the sampler is asked for: one completion of the problem at this position of the stream."""
+        problem, ids = asked(self.problems[(order or self.order).at([position])[0]])
+        seed = mix(self.run.seed, "piece", position, copy) if seed is None else seed
+        return Request(ids, seed, problem.prompt)
 
     def tell(self, step: int, rollouts: list[Rollout], meter: Meter) -> None:
         """Metrics of the step's rollouts; stops the run when too many could not be judged."""
@@ -221,6 +273,7 @@ class GroupFeed:
         meter.total("num_tokens", sum(lengths))
         lost = sum(not math.isfinite(p) for r in rollouts for p in r.sampler_logprobs)
         meter.total("sampling/dropped_tokens", lost)
+        meter.add("staleness/mean", *staleness(rollouts, step))
         costs = [r.cost for r in rollouts if r.cost is not None]
         if self.cost is not None:
             meter.add("cost", sum(costs), len(costs))

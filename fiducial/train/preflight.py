@@ -93,7 +93,8 @@ def memory_of(assembly: Assembly) -> dict[str, int]:
     parameters = list(parts.learner.parameters())
     gradients = _held(trained_of(parameters))
     frozen = [anchor for anchor in parts.anchors.values() if anchor.learner is not parts.learner]
-    copied = assembly.sampler is not None and parts.runtime.world > 1  # one process samples from the weights themselves
+    apart = parts.runtime.world > 1 or assembly.run.sampling.ahead > 0  # else it samples from the weights themselves
+    copied = assembly.sampler is not None and apart
     return {
         "weights": _held(parameters),
         "gradients": gradients,

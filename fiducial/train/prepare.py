@@ -37,7 +37,7 @@ def prepare(run: Run, method: Method, parts: Parts, state: State, batch: Tokens,
         if run.correction.bypass:
             batch.extra["old_logprobs"] = batch.extra["sampler_logprobs"]
         if run.correction.mode != "off":
-            weigh(run, batch, meter)
+            weigh(run, parts.runtime, batch, meter)
         batch.extra.update(credit(method, run, parts.runtime, state, batch, kl, meter))
 
 
@@ -75,7 +75,7 @@ def forwards(run: Run, method: Method, parts: Parts, batch: Tokens) -> dict[str,
     return known
 
 
-def weigh(run: Run, batch: Tokens, meter: Meter) -> None:
+def weigh(run: Run, runtime: Runtime, batch: Tokens, meter: Meter) -> None:
     """Put the weights of the recipe's [correction] on the batch, [B, L]."""
     settings, mask = run.correction, batch.mask
     whole = importance_weights(batch.extra["old_logprobs"], batch.extra["sampler_logprobs"], mask, settings.level)
@@ -87,7 +87,9 @@ def weigh(run: Run, batch: Tokens, meter: Meter) -> None:
     if bool(mask.any()):
         meter.peak("sampling/importance_ratio/max", whole[mask].max())
         meter.low("sampling/importance_ratio/min", whole[mask].min())
-        meter.add("is/ess", float(effective_share(weights, mask)) * float(tokens.sum()), tokens.sum())
+    live = weights[mask].double()
+    shares = runtime.gather((float(len(live)), float(live.sum()), float(live.square().sum())))
+    meter.add("is/ess", effective_share(*(sum(column) for column in zip(*shares, strict=True))), 1.0)
     if settings.renormalise:
         batch.mask = mask & (weights > 0)
 

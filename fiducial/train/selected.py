@@ -21,7 +21,7 @@ class SelectFeed(GroupFeed):
     """Samples completions of prompts, scores them if the selection asks, and lets it choose among each prompt's."""
 
     def batch(self, step: int, meter: Meter) -> Tokens:
-        self.rollouts = self.scored(step, meter)
+        self.rollouts = self.scored(step, self.source.take(step, meter), self.order, meter)
         rows, weights, places = [], [], []
         for place, members in self.members(step).items():
             choices = self.choose(step, place, members, meter)

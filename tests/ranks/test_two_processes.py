@@ -22,6 +22,10 @@ CASES = {
     "running baseline, credit per token": ("reinforce_lm", "--hparams.action_level", "token"),  # its own KL: k1
     "a critic, minibatches, whitened": ("ppo_lm", "--optim.minibatches", "2"),
     "two critics and a multiplier": ("safe_rlhf",),
+    "drawn ahead, corrected": ("grpo", "--sampling.ahead", "2", "--correction.mode", "mask"),
+    "in pieces": ("rloo", "--sampling.segment", "3", "--sampling.stop", '["e"]', "--sampling.max_new_tokens", "16"),
+    "drawn again": ("grpo", "--sampling.refill", "2"),
+    "steered KL and entropy": ("rloo", "--kl.target", "1.0", "--kl.horizon", "100", "--entropy.target", "3.0"),
     "pairs, LoRA": ("dpo", *LORA),
     "samples, LoRA, KL in the loss": ("grpo", *LORA, *KL),
 }

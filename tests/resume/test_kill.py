@@ -85,6 +85,26 @@ def test_ten_kills(tmp_path, method):
     kill_and_resume(tmp_path, method, kills=10, seed=METHODS.index(method))
 
 
+APART = {  # what is drawn and not yet trained on must survive
+    "ahead": ("--sampling.ahead", "2"),
+    "in pieces": ("--sampling.segment", "3", "--sampling.stop", '["e"]', "--sampling.max_new_tokens", "16"),
+    "drawn again": ("--sampling.refill", "2"),
+    "steered": ("--kl.weight", "0.1", "--kl.target", "1.0", "--kl.horizon", "100", "--entropy.target", "3.0"),
+    "corrected": ("--sampling.ahead", "1", "--correction.mode", "truncate", "--optim.minibatches", "2"),
+}
+
+
+@pytest.mark.parametrize("case", ["ahead", "in pieces"])
+def test_two_kills_of_completions_on_their_way(tmp_path, case):
+    kill_and_resume(tmp_path, "grpo", *APART[case], kills=2, seed=3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", APART)
+def test_kills_of_completions_on_their_way(tmp_path, case):
+    kill_and_resume(tmp_path, "ppo_lm", *APART[case], kills=4, seed=9)
+
+
 @pytest.mark.slow
 def test_kills_with_an_adapter(tmp_path):
     kill_and_resume(tmp_path, "grpo", *LORA, kills=3, seed=7)

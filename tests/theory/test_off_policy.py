@@ -7,7 +7,7 @@ import torch
 
 from fiducial.config import Correction, Optim
 from fiducial.core.method import KL
-from fiducial.core.off_policy import bounded, effective_share, importance_weights
+from fiducial.core.off_policy import bounded, importance_weights
 from fiducial.exact.tables import TokenTree
 from fiducial.methods import METHODS
 from fiducial.prove.gradients import TREE_REWARDS, objective_gradient, rollout_tokens
@@ -83,7 +83,6 @@ def test_masked_completions_count_in_averages_unless_renormalised():
     mask = torch.tensor([[False, True], [False, True]])
     weights = bounded(importance_weights(old, sampler, mask), "mask", 2.0)
     assert weights[:, 1].tolist() == [0, 1]
-    assert float(effective_share(weights, mask)) == pytest.approx(0.5)  # 1^2 / (2 x 1)
     for renormalise, size in ((False, 2), (True, 1)):
         tree = TokenTree(2, 1, torch.zeros(1, 3, 2))
         tokens = rollout_tokens(tree, (0, 1), torch.tensor([1.0, 1.0]).double())
