@@ -115,6 +115,26 @@ def test_a_prefilled_think_tag_is_counted_once():
     assert verdict(Format(), GOOD, "", prompt=[{"role": "user", "content": "2+2?"}]) == "correct"
 
 
+# ---------------------------------------------------------------- flexible matching
+
+
+def test_flex_takes_any_way_of_reading():
+    for completion, gold, wanted in (
+        (r"\boxed{8}. I mean 7", "7", "correct"),  # the last number, beside a box
+        (r"\boxed{8}. I mean 7", "8", "correct"),
+        (r"\boxed{8}. I mean 7", "9", "wrong"),
+        ("the answer is Paris", "paris.", "correct"),
+        ("#### 1,000", "1000", "correct"),
+        ("7 and then 8", "7", "wrong"),  # not the last
+        (r"\boxed{\frac{1}{7}}", "7", "wrong"),  # a piece of an answer is none
+        ("no idea", "7", "unparseable"),
+    ):
+        assert verdict(build("flex"), completion, gold) == wanted, completion
+    assert verdict(build("flex(extractors=('boxed',))"), r"\boxed{8}. I mean 7", "7") == "wrong"
+    with pytest.raises(ValueError, match="extractors must be some of tag, boxed"):
+        build("flex(extractors=('bokshed',))")
+
+
 # ---------------------------------------------------------------- regex
 
 
@@ -174,6 +194,49 @@ EQUIVALENCES = [
     ("a", "2", "wrong"),
     ("72", "72 clips", "correct"),
     (r"\text{Evelyn}", "Evelyn", "correct"),
+    # several answers, sets, intervals
+    ("1,2", "1", "wrong"),
+    ("1,2", "1,2,3", "wrong"),
+    ("1,2", "1 and 2", "correct"),
+    (r"\{1,2\}", r"\{2,1\}", "correct"),
+    ("[1,2]", r"\{1,2\}", "wrong"),
+    (r"(-\infty,3]", r"(-\infty,3)", "wrong"),
+    (r"(-\infty,3]", r"x \leq 3", "correct"),
+    ("x<3", r"(-\infty,3)", "correct"),
+    ("(1,3]", r"1 < x \leq 3", "correct"),
+    ("(1,3]", "1 < x < 3", "wrong"),
+    ("x<3", "x>3", "wrong"),
+    (r"(1,2) \cup (3,4)", r"(3,4) \cup (1,2)", "correct"),
+    # lists of candidates
+    ("2", "2 or 3", "wrong"),
+    ("2", "1;2;3", "wrong"),
+    ("2", "x=1, x=2, x=3", "wrong"),
+    ("2", r"\{1,2,3\}", "wrong"),
+    ("7", "not 7", "wrong"),
+    ("0", r"\text{not } 0", "wrong"),
+    ("3", r"x \neq 3", "wrong"),
+    # formulas that math-verify reads in part
+    (r"\frac{1}{3} E_{1}+\frac{2}{3} E_{2}", r"\frac{2}{3} E_{2}+\frac{1}{3} E_{1}", "correct"),
+    (r"\frac{1}{3} E_{1}+\frac{2}{3} E_{2}", r"\frac{1}{3} E_{1}+\frac{2}{3} E_{2}+1", "wrong"),
+    (r"\frac{1}{3} E_{1}+\frac{2}{3} E_{2}", r"\frac{2}{3}", "wrong"),
+    # units, percent, money, degrees
+    (r"5 \text{ cm}", "5", "correct"),
+    ("5", r"5 \mathrm{~cm}", "correct"),
+    ("5", r"50\%", "wrong"),
+    ("50", r"50\%", "correct"),
+    (r"90^\circ", "90", "correct"),
+    ("1,000", r"\$1000.00", "correct"),
+    # forms of one value
+    (r"\frac{3}{2}", r"1\frac{1}{2}", "correct"),
+    (r"\sqrt{2}", "1.41421356", "correct"),
+    (r"\sqrt{2}", "1.41", "wrong"),
+    ("3+4i", "4i+3", "correct"),
+    ("3+4i", "3-4i", "wrong"),
+    ("10!", "3628800", "correct"),
+    (r"-\frac12", "-0.5", "correct"),
+    ("-5", "5", "wrong"),
+    ("y=2x+1", "1+2x", "correct"),
+    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}2\\1\end{pmatrix}", "wrong"),
     ("np.arcsin(10/13)", "1", "skipped"),  # the gold cannot be parsed
 ]
 
@@ -237,9 +300,9 @@ def test_gsm8k_golds_judge_themselves_correct_and_their_successors_wrong(name, m
     assert {score.verdict for score in reward(off, rows)} == {"wrong"}
 
 
-@pytest.mark.parametrize(("name", "floor"), [("aime24", 1.0), ("amc23", 1.0), ("minerva_math", 0.98)])
+@pytest.mark.parametrize(("name", "floor"), [("aime24", 1.0), ("amc23", 1.0), ("minerva_math", 0.99)])
 def test_competition_golds_judge_themselves_correct(name, floor, math_reward):
-    """Measured: 30 of 30, 40 of 40, 268 of 272; the other four golds cannot be parsed and are skipped."""
+    """Measured: 30 of 30, 40 of 40, 270 of 272; the other two golds cannot be parsed and are skipped."""
     rows = real_rows(f"{name}.jsonl")
     completions = [rf"Thus \boxed{{{gold_text(row['answer'])}}}." for row in rows]
     verdicts = [score.verdict for score in math_reward(completions, rows)]
@@ -470,9 +533,7 @@ def test_build_by_name_and_by_table():
     scores = both([GOOD, "4", "<think></think><answer>5</answer>"], [{"answer": "4"}] * 3)
     assert [(score.value, score.verdict) for score in scores] == [(1.5, "correct"), (1.0, "wrong"), (0.5, "wrong")]
     assert both.name == "numeric+format"
-    with pytest.raises(
-        ValueError, match="there is no verifier 'maths'; there are: exact, numeric, regex, math, code, format"
-    ):
+    with pytest.raises(ValueError, match="there is no verifier 'maths'; there are: exact, numeric, flex"):
         build("maths")
     with pytest.raises(ValueError, match="name at least one verifier"):
         build({})

@@ -16,6 +16,7 @@ from fiducial.rewards.code import Code
 from fiducial.rewards.combine import Part, Weighted, combined
 from fiducial.rewards.constraints import Constraints
 from fiducial.rewards.exact import Exact
+from fiducial.rewards.flex import Flex
 from fiducial.rewards.format import Format
 from fiducial.rewards.logic import LogicReward
 from fiducial.rewards.math import Math
@@ -49,6 +50,7 @@ class VerifierEntry:
 VERIFIERS: dict[str, VerifierEntry] = {
     "exact": VerifierEntry("the answer equals the row's `answer` as normalised text", Exact),
     "numeric": VerifierEntry("the answer is the same number as the row's `answer`", Numeric),
+    "flex": VerifierEntry("any way of reading the completion gives the row's `answer`", Flex),
     "regex": VerifierEntry("the row's `pattern` (or `answer`) matches the completion", Regex),
     "math": VerifierEntry("the answer is mathematically equal to the row's `answer`", Math),
     "code": VerifierEntry("the program passes the row's `tests`, in a sandbox", Code),

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import re
 from fractions import Fraction
+from typing import Any
 
 from fiducial.core.answers import MATH, Percent, extract_answer, parse_number, readings
 
 TOLERANCE = Fraction(1, 10**6)  # relative, for two numbers of which at least one is not an integer
 
+_DENIES = re.compile(r"\bnot\b|\\neq?\b|\\neg\b")
 _CLOSED = {"\\}": "set", ")": "ordered", "]": "ordered"}
 
 
@@ -45,6 +47,8 @@ def math(completion: str, gold: str, percent: Percent = "either") -> tuple[str, 
     if answer is None:
         return "unparseable", "the completion states no answer"
     why = f"answer {_short(answer)}, gold {_short(gold)}"
+    if _DENIES.search(answer) and not _DENIES.search(gold):
+        return "wrong", f"{why}: it says what the answer is not"
     if values and (given := readings(answer, percent)):
         return _verdict(any(_close(a, g) for a in given for g in values), why)
     actual = _parse(answer, percent)
@@ -85,7 +89,9 @@ def _kind(text: str) -> str | None:
 def _parse(text: str, percent: Percent) -> list:
     r"""What math-verify makes of an answer, as sympy expressions; empty when it can make nothing of it.
 
-    The text is parsed as the inside of a box, as LaTeX only: math-verify's plain mode would find the 2 in "2x".
+    The text is parsed as the inside of a box, as LaTeX only, and whole or not at all: math-verify would otherwise find
+    the 2 in "2x", and in a formula that it cannot parse some fraction that it can. It takes E for the number e where
+    an index says that it is a variable, so that one gets another name.
     """
     from math_verify import LatexExtractionConfig, parse
 
@@ -93,14 +99,31 @@ def _parse(text: str, percent: Percent) -> list:
         text = re.sub(r"(\d+(?:\.\d+)?)\s?\\?%", r"\\frac{\1}{100}", text)
     text = re.sub(r"(?<=\d)\\[,!;: ](?=\d)", "", text)
     text = re.sub(r"(?<![\w.])(\d+(?:\.\d+)?)[eE]([-+]?\d+)(?!\w)", r"\1 \\times 10^{\2}", text)
+    text = re.sub(r"(?<![A-Za-z\\])E(?=\s?_)", r"\\Xi ", text)
     config = LatexExtractionConfig(boxed_match_priority=0)
-    return parse(f"\\boxed{{{text}}}", [config], fallback_mode="no_fallback", parsing_timeout=None)  # type: ignore
+    whole: Any = {"fallback_mode": "no_fallback", "extraction_mode": "first_match", "parsing_timeout": None}
+    return parse(f"\\boxed{{{text}}}", [config], **whole)
 
 
 def _verify(gold: list, answer: list) -> bool:
     from math_verify import verify
 
-    return verify(gold, answer, timeout_seconds=None, raise_on_error=True)
+    return verify([_as_set(x) for x in gold], [_as_set(x) for x in answer], timeout_seconds=None, raise_on_error=True)
+
+
+def _as_set(parsed: Any) -> Any:
+    """What "x <= 3" or "1 < x <= 3" says of x as an interval, another way of writing it; anything else as it is."""
+    from sympy import And
+    from sympy.core.relational import GreaterThan, LessThan, StrictGreaterThan, StrictLessThan
+
+    sides = parsed.args if isinstance(parsed, And) else (parsed,)
+    ordered = (GreaterThan, LessThan, StrictGreaterThan, StrictLessThan)
+    plain = all(
+        isinstance(side, ordered) and {side.lhs.is_Symbol, side.rhs.is_Symbol} == {True, False} for side in sides
+    )
+    if plain and len({symbol for side in sides for symbol in side.free_symbols}) == 1:
+        return parsed.as_set()
+    return parsed
 
 
 def _short(text: str) -> str:

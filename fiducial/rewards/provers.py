@@ -1,4 +1,5 @@
-"""Proofs checked by programs: Coq and Metamath. Runs in a worker process, which is killed with all it started.
+"""Proofs checked by programs: Coq and Metamath. Runs in a worker process, which is killed with all it started; in
+bubblewrap where that works.
 
 What is asked is compiled apart from what was answered, so that an answer that redefines the words of the statement, or
 its notations, proves something else and does not check. An answer is text of others: what would write files or run code
@@ -7,6 +8,7 @@ is refused before Coq sees it.
 
 from __future__ import annotations
 
+import functools
 import re
 import shutil
 import subprocess
@@ -21,13 +23,25 @@ MEMORY = 2 << 20  # KiB of address space
 FILE_LIMIT = 64 << 11  # blocks of 512 bytes: 64 MiB
 
 
+@functools.cache
+def box() -> list[str]:
+    """What a prover's command follows where bubblewrap works: nothing can be written but its folder, and no network."""
+    bwrap = shutil.which("bwrap")
+    if bwrap is None:
+        return []
+    inside = [bwrap, "--unshare-all", "--die-with-parent", "--ro-bind", "/", "/"]
+    inside += ["--dev", "/dev", "--proc", "/proc", "--tmpfs", "/tmp"]
+    return inside if subprocess.run([*inside, "true"], capture_output=True, check=False).returncode == 0 else []
+
+
 def run(command: Sequence[str], folder: str, deadline: float) -> tuple[int, str, str]:
     """Exit code, output and errors of a program in a folder, within limits of memory, file size and time."""
     seconds = max(deadline - time.monotonic(), 0.01)
     limits = f"ulimit -v {MEMORY} -f {FILE_LIMIT} -t {int(seconds) + 1} -c 0"
     environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": folder, "LC_ALL": "C.UTF-8"}
+    boxed = [*box(), "--bind", folder, folder, "--chdir", folder, "--"] if box() else []
     done = subprocess.run(
-        ["/bin/sh", "-c", f'{limits}; exec "$@"', "sh", *command],
+        [*boxed, "/bin/sh", "-c", f'{limits}; exec "$@"', "sh", *command],
         cwd=folder, env=environment, check=False, timeout=seconds, stdin=subprocess.DEVNULL, capture_output=True,
     )  # fmt: skip
     return done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace")
