@@ -21,6 +21,7 @@ from fiducial.rewards import VERIFIERS, build
 from fiducial.rewards.code import Code, isolation
 from fiducial.rewards.worker import Pool, Target
 from fiducial.sandbox import isolation as isolations
+from fiducial.sandbox.cgroups import Group
 from fiducial.sandbox.isolation import NoIsolation, find
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "humaneval_first60.jsonl"
@@ -254,6 +255,8 @@ def test_a_program_cannot_have_its_row_skipped(code):
     tests = "def check(candidate):\n    first, second = candidate(1, 2)\n    assert first == 3"
     assert one(code, "def add(a, b):\n    return None", tests, entry_point="add").verdict == "wrong"
     assert one(code, "x = 1", "s = Stack()\nassert s").verdict == "wrong"  # it defines no Stack
+    unsayable = "LIMIT = []\nLIMIT.append(LIMIT)\ndef add(a, b):\n    return LIMIT"
+    assert one(code, unsayable, "assert add(1, LIMIT) == LIMIT").verdict == "wrong"
 
 
 @needs_sandbox
@@ -321,6 +324,25 @@ def test_trusted_code_runs_as_a_process_and_is_told(monkeypatch):
     finally:
         isolation.cache_clear()
     assert (right.verdict, right.isolation, endless.verdict) == ("correct", "none", "timeout")
+
+
+@pytest.mark.parametrize(
+    ("marker", "expected"),
+    [
+        ("cgroup.controllers", {"G/memory.max": "1000", "G/pids.max": "40", "G/cgroup.procs": "0"}),
+        ("none", {"memory/G/memory.limit_in_bytes": "1000", "pids/G/pids.max": "40", "pids/G/cgroup.procs": "0"}),
+    ],
+)
+def test_a_control_group_in_both_layouts(tmp_path, marker, expected):
+    """What is written where; that the kernel then keeps the limits is for the attacks to show."""
+    for folder in ("memory", "pids"):
+        (tmp_path / folder / "fiducial-999999999").mkdir(parents=True)  # left by a process that is gone
+    (tmp_path / marker).touch()
+    group = Group(1000, 40, tmp_path)
+    group.settle()
+    name = f"fiducial-{os.getpid()}"
+    assert {path: (tmp_path / path.replace("G", name)).read_text() for path in expected} == expected
+    assert not (tmp_path / "memory" / "fiducial-999999999").exists()
 
 
 # -- its own plumbing

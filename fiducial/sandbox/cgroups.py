@@ -29,6 +29,7 @@ class Group:
             }
         _clear(root)
         self.folders = list(limits)
+        self.settled = False  # this process is inside, and so is all that it starts
         for folder, values in limits.items():
             folder.mkdir(exist_ok=True)
             for file, value in values.items():
@@ -40,10 +41,18 @@ class Group:
         for folder in self.folders:
             (folder / "cgroup.procs").write_text("0")
 
+    def settle(self) -> None:
+        """Enter for good: to enter takes the kernel longer than to start a sandbox."""
+        if not self.settled:
+            self.enter()
+            self.settled = True
+
     def remove(self) -> None:
-        """Remove the group, which must be empty; one that is left is removed when the next is made."""
+        """Remove the group, which must be empty but for this process; one that is left goes when the next is made."""
         for folder in self.folders:
             with contextlib.suppress(OSError):
+                if self.settled:
+                    (folder.parent / "cgroup.procs").write_text("0")
                 folder.rmdir()
 
 

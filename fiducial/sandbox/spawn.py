@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fiducial.sandbox.box import MODULES
-from fiducial.sandbox.cgroups import own_group
+from fiducial.sandbox.cgroups import Group, own_group
 
 NOBODY = 65534  # the user that a sandbox belongs to where we may choose
 NONE = "none"
@@ -121,6 +121,11 @@ def run(job: dict[str, Any], limits: Limits, isolation: Isolation) -> Report:
     return Report("crashed", None, told, bool(found), progress)
 
 
+def group_of(limits: Limits) -> Group:
+    """The control group of this process for sandboxes with these limits. Raises OSError where it cannot be made."""
+    return own_group(limits.memory + limits.disk + SPARE, limits.processes + 8)
+
+
 def _start(limits: Limits, isolation: Isolation) -> tuple[subprocess.Popen[bytes], int]:
     """Start the sandbox's first process, which reads its job from standard input and reports on standard output; beside
     it what can be read to learn its number outside, as bubblewrap says it."""
@@ -128,11 +133,13 @@ def _start(limits: Limits, isolation: Isolation) -> tuple[subprocess.Popen[bytes
     command = [isolation.interpreter, "-s", "-S", "-P", "-c", BOOT]
     if isolation.bwrap:
         command = [*_bwrap(limits, isolation, say), *command]
-    group = own_group(limits.memory + limits.disk + SPARE, limits.processes + 8) if isolation.cgroup else None
+    group = group_of(limits) if isolation.cgroup else None
 
     def prepare() -> None:  # between fork and exec; this process has one thread
-        if group:
+        if group and not group.settled:
             group.enter()
+        with contextlib.suppress(OSError):  # where memory runs out, the sandbox goes before anything else
+            Path("/proc/self/oom_score_adj").write_text("500")
         if isolation.uid is not None:
             os.setgroups([])
             os.setresgid(isolation.uid, isolation.uid, isolation.uid)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fiducial.sandbox.isolation import NoIsolation, find
-from fiducial.sandbox.spawn import Isolation, Limits, Report, run
+from fiducial.sandbox.spawn import Isolation, Limits, Report, group_of, run
 
 
 def work(isolation: Isolation | None, limits: Limits | None, job: dict[str, Any]) -> Report | Isolation | str:
@@ -16,4 +16,6 @@ def work(isolation: Isolation | None, limits: Limits | None, job: dict[str, Any]
         except NoIsolation as error:
             return str(error)
     assert limits
+    if isolation.cgroup:
+        group_of(limits).settle()
     return run(job, limits, isolation)

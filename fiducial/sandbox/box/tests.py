@@ -147,7 +147,10 @@ def _bind(
         if name != first and (name in space or hasattr(builtins, name)):
             continue
         if name in names:
-            space[name] = box.named(name, names[name], stubs.get(name, name.lstrip("_")[:1].isupper()))
+            try:
+                space[name] = box.named(name, names[name], stubs.get(name, name.lstrip("_")[:1].isupper()))
+            except Exception as error:  # it raised that, in place of the value
+                raise Failed("wrong", f"its {name!r} has no value: {type(error).__name__}: {error}"[:200]) from None
         elif name in sys.stdlib_module_names:
             space[name] = importlib.import_module(name)
 
