@@ -201,6 +201,7 @@ def _reinforce(
     rewards: Tensor,
     token_rewards: Tensor,
     group: Tensor,
+    greedy_rewards: Tensor | None = None,
     *,
     baseline: str = "running",
     action_level: str = "sequence",
@@ -212,6 +213,9 @@ def _reinforce(
         level = rewards.mean().expand_as(rewards)
     elif baseline == "group_loo":
         level = rewards - leave_one_out(rewards, group)
+    elif baseline == "greedy":
+        assert greedy_rewards is not None
+        level = greedy_rewards
     else:  # running: before the first step there is no average yet, so nothing is subtracted
         level = torch.full_like(rewards, state["mean"])
         if len(rewards):
@@ -224,7 +228,8 @@ def _reinforce(
 
 
 reinforce = Running(init=lambda: {"mean": 0.0, "steps": 0.0}, update=_reinforce)
-"""Reward minus a baseline (Williams 1992): none, running (an average, updated after use), batch_mean, group_loo.
+"""Reward minus a baseline (Williams 1992): none, running (an average, updated after use), batch_mean, group_loo,
+greedy (the prompt's greedy completion).
 
 action_level "token" credits each token with the rewards from it on (they differ only when a KL penalty sits in the
 reward), "sequence" credits all tokens with the whole.

@@ -87,6 +87,14 @@ class TokenTree(nn.Module):
                     found.append(tokens)
         return found
 
+    def greedy(self, prompt: int = 0) -> int:
+        """The number of the response whose every token is the likeliest after its prefix."""
+        node, tokens = 0, []
+        while len(tokens) < self.depth and 0 not in tokens:
+            tokens.append(int(self.theta[prompt, node].argmax()))
+            node = node * (self.vocab + 1) + tokens[-1] + 1
+        return self.responses().index(tuple(tokens))
+
     def response_logprobs(self, prompt: int = 0) -> Tensor:
         """log pi(y | prompt) of every response, [Y], differentiable; their exponentials sum to 1."""
         out = []

@@ -11,7 +11,8 @@ NAMES = (
     *("simpo", "orpo", "cpo", "token_dpo", "ipl"),
     *("kto", "tr_kto", "halo"),  # single completions, wanted or not
     *("rejection_sampling", "online_direct", "online_ipo", "llama3_loop"),  # samples, chosen among
-    *("reinforce_lm", "rloo", "mdloo", "grpo", "dr_grpo", "dapo", "gspo", "cispo", "reinforce_pp", "kimi_l2_pg"),
+    *("reinforce_lm", "reinforce_pp", "remax", "rloo", "mdloo", "kimi_l2_pg"),  # samples, by policy gradient
+    *("grpo", "dr_grpo", "dapo", "gspo", "cispo"),
     *("ppo_lm", "safe_rlhf"),  # the same beside critics
 )
 METHODS: dict[str, Method] = {name: import_module(f"fiducial.methods.{name}").METHOD for name in NAMES}

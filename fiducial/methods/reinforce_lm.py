@@ -22,6 +22,8 @@ def reinforce_lm(logprobs: Tensor, advantages: Tensor) -> Tensor:
     return -advantages * logprobs
 
 
+WITHOUT_GREEDY = ("none", "running", "batch_mean", "group_loo")  # no greedy completion is sampled for these
+
 METHOD = Method(
     title="REINFORCE",
     family="policy optimisation",
@@ -32,6 +34,7 @@ METHOD = Method(
     credit=credit.reinforce,
     kl=KL(weight=0.05, estimator="k1", place="reward"),
     target="policy_gradient",
-    choices={"baseline": ("none", "running", "batch_mean", "group_loo"), "action_level": ("sequence", "token")},
+    choices={"baseline": (*WITHOUT_GREEDY, "greedy"), "action_level": ("sequence", "token")},
+    idle={"greedy_rewards": ("baseline", WITHOUT_GREEDY)},
     ranges={"momentum": Range(0, 1, open="high")},
 )

@@ -24,6 +24,7 @@ def rollout_tokens(tree: TokenTree, members: tuple[int, ...], rewards: Tensor) -
     rows = [Encoded([0, *responses[y]], [False] + [True] * len(responses[y])) for y in members]
     tokens = collate(rows, group=[0] * len(rows), dtype=torch.float64)
     tokens.extra["rewards"] = rewards[list(members)]
+    tokens.extra["greedy_rewards"] = rewards[tree.greedy()].expand(len(members))
     return tokens
 
 
@@ -80,7 +81,7 @@ class TreeFeed:
     def __init__(self, tree: TokenTree, rewards: Tensor):
         members = list(product(range(len(rewards)), repeat=2))
         groups = [rollout_tokens(tree, pair, rewards) for pair in members]
-        self.tree, self.members = tree, torch.tensor(members)
+        self.tree, self.rewards, self.members = tree, rewards, torch.tensor(members)
         width = max(g.input_ids.shape[1] for g in groups)
         pad = torch.nn.functional.pad
         self.tokens = Tokens(
@@ -93,7 +94,9 @@ class TreeFeed:
 
     def batch(self, step: int, meter: Meter) -> Tokens:
         chances = self.tree.response_logprobs().detach().exp()[self.members].prod(-1)
-        return replace(self.tokens, weight=chances.repeat_interleave(2), extra=dict(self.tokens.extra))
+        greedy = self.rewards[self.tree.greedy()].expand(2 * len(chances))
+        extra = {**self.tokens.extra, "greedy_rewards": greedy}
+        return replace(self.tokens, weight=chances.repeat_interleave(2), extra=extra)
 
 
 def _ascent(method: Method) -> list[Check]:

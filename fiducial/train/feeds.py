@@ -158,6 +158,12 @@ class GroupFeed:
         self.order = Order(problems, run.seed, keep)
         self.keep = keep
         self.rollouts: list[Rollout] = []  # the last step's, for the journal
+        self.against_greedy = "greedy_rewards" in method.credit_needs_with(run.hparams)
+        if self.against_greedy and (run.sampling.segment or run.sampling.refill):
+            raise RecipeError(
+                f"{method.name} samples the greedy completions of a step's own prompts: leave out sampling.segment and "
+                "sampling.refill"
+            )
         if run.sampling.segment:
             self.source: Now = Piecewise(run, self.request, self.sample, runtime)
         elif run.sampling.ahead:
@@ -175,7 +181,30 @@ class GroupFeed:
             kept = self.refilled(step, kept, meter)
         elif self.run.sampling.filter_groups:
             kept = _with_spread(kept)
-        return collate_rollouts(kept, self.run)
+        if not self.against_greedy:
+            return collate_rollouts(kept, self.run)
+        greedy = self.greedy_rewards(step, meter)
+        kept = [r for r in kept if r.group in greedy]
+        batch = collate_rollouts(kept, self.run)
+        batch.extra["greedy_rewards"] = torch.tensor([greedy.get(g, 0.0) for g in batch.group.tolist()])
+        meter.add("remax/baseline_gap", sum((r.reward or 0.0) - greedy[r.group] for r in kept), len(kept))
+        return batch
+
+    def greedy_rewards(self, step: int, meter: Meter) -> dict[int, float]:
+        """What the greedy completion of each of this rank's prompts earns, by the prompt's place in the step. A prompt
+        whose greedy completion could not be judged is left out, and counted."""
+        began = time.perf_counter()
+        n, (requests, positions) = self.run.sampling.n, self.ask(step)
+        rollouts = self.sampler.sample(requests[::n], replace(self.run.sampling.decoding, temperature=0.0))
+        problems = [asked(self.problems[j])[0] for j in self.order.at(positions[::n])]
+        if self.reward is not None:
+            scores = self.judged(step, self.reward, rollouts, problems)
+            rollouts = [settle(self.run, r, s) for r, s in zip(rollouts, scores, strict=True)]
+        found = {r.group: r.reward for r in rollouts if r.reward is not None}
+        meter.add("remax/greedy_reward", sum(found.values()), len(found))
+        meter.total("remax/dropped_prompts", len(rollouts) - len(found))
+        meter.seconds("greedy", time.perf_counter() - began)
+        return found
 
     def refilled(self, step: int, kept: list[Rollout], meter: Meter) -> list[Rollout]:
         """Groups with spread until the step is full (dynamic sampling, Yu et al. 2025, arXiv:2503.14476): those of

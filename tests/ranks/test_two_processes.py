@@ -26,6 +26,8 @@ CASES = {
     "in pieces": ("rloo", "--sampling.segment", "3", "--sampling.stop", '["e"]', "--sampling.max_new_tokens", "16"),
     "drawn again": ("grpo", "--sampling.refill", "2"),
     "steered KL and entropy": ("rloo", "--kl.target", "1.0", "--kl.horizon", "100", "--entropy.target", "3.0"),
+    "a greedy baseline": ("remax",),
+    "an optimizer that starts anew, epochs": ("kimi_l2_pg", "--optim.epochs", "2"),
     "pairs, LoRA": ("dpo", *LORA),
     "samples, LoRA, KL in the loss": ("grpo", *LORA, *KL),
 }

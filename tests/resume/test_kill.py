@@ -18,7 +18,8 @@ from fiducial.store import RunFolder
 from fiducial.train.checkpoint import Checkpoints, fault
 from fiducial.train.parts import TrainingError
 
-METHODS = ("sft", "bt_reward_model", "dpo", "reinforce_lm", "rloo", "grpo", "ppo_lm", "safe_rlhf")
+METHODS = ("sft", "bt_reward_model", "dpo", "reinforce_lm", "rloo", "remax", "kimi_l2_pg", "grpo")
+METHODS += ("ppo_lm", "safe_rlhf")  # with critics
 LORA = ("--model.lora.rank", "4", "--kl.weight", "0.1")  # the reference is the base model inside
 
 
