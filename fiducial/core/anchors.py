@@ -22,3 +22,26 @@ def rounds(step: int, steps: int, *, iterations: int = 3) -> float:
     """
     length = math.ceil(steps / iterations)
     return 1.0 if step and step % length == 0 else 0.0
+
+
+def reference_reset(
+    step: int,
+    steps: int,
+    seen: dict[str, float],
+    *,
+    reset_every: int = 0,
+    reset_stalled: int = 0,
+    reset_kl: float = 0.0,
+) -> float:
+    """A hard update (ProRL, arXiv:2505.24864) every so many steps, after so many evaluations without a better one, or
+    when the KL to the reference exceeds so many nats a completion; 0: not for this reason.
+
+    >>> [reference_reset(step, 5, {}, reset_every=2) for step in range(5)]
+    [0.0, 0.0, 1.0, 0.0, 1.0]
+    >>> reference_reset(3, 5, {"stalled": 2}, reset_stalled=2), reference_reset(3, 5, {"kl": 4.0}, reset_kl=5.0)
+    (1.0, 0.0)
+    """
+    due = bool(reset_every) and step > 0 and step % reset_every == 0
+    stalled = bool(reset_stalled) and seen.get("stalled", 0) >= reset_stalled
+    far = bool(reset_kl) and seen.get("kl", 0.0) > reset_kl
+    return float(due or stalled or far)

@@ -159,7 +159,9 @@ class Method:
       `given` "demos" the first completion is the row's own, and the others are sampled.
 
     `sampled_by` says who samples, the policy or its reference. `anchors` says how frozen networks move: a schedule
-    (step, steps, *, hyperparameters) -> the share of the policy that enters the anchor before that step.
+    (step, steps, *, hyperparameters) -> the share of the policy that enters the anchor before that step. With a third
+    parameter it is told what has been `seen`: "kl" of the last step, nats a completion, and "stalled", evaluations
+    since the best one.
     `measures` gives metrics of its own, [B] each, from the tensors and hyperparameters that it names, like the loss.
     `critics` are networks that are trained beside the policy: {the tensor that one forecasts: its unreduced loss}.
     `rows` "joint": a pair's rows are both completions in one text, chosen first and rejected first.
@@ -182,7 +184,7 @@ class Method:
     anchors: dict[str, Callable[..., float]] = field(default_factory=dict)
     measures: Callable[..., dict[str, Tensor]] | None = None
     critics: dict[str, Callable[..., Tensor]] = field(default_factory=dict)
-    fresh_optimizer: Callable[..., bool] | None = None
+    fresh_optimizer: Callable[..., float] | None = None
     rows: Literal["separate", "joint"] = "separate"
     kl: KL = KL()
     min_group: int = 1  # completions of a prompt that credit or selection needs
@@ -386,15 +388,15 @@ class Method:
         assert self.select is not None
         return self.select(*(tensors[name] for name in self.select_needs), **_known(self.select, hparams))
 
-    def share_moved(self, anchor: str, step: int, steps: int, hparams: dict[str, Any]) -> float:
+    def share_moved(
+        self, anchor: str, step: int, steps: int, hparams: dict[str, Any], seen: dict[str, float] | None = None
+    ) -> float:
         """The share of the policy that enters the anchor before this step."""
-        schedule = self.anchors[anchor]
-        return schedule(step, steps, **_known(schedule, hparams))
+        return _scheduled(self.anchors[anchor], step, steps, hparams, seen)
 
-    def forgets(self, step: int, steps: int, hparams: dict[str, Any]) -> bool:
+    def forgets(self, step: int, steps: int, hparams: dict[str, Any], seen: dict[str, float] | None = None) -> bool:
         """Whether the optimizer starts anew before this step."""
-        fresh = self.fresh_optimizer
-        return fresh is not None and fresh(step, steps, **_known(fresh, hparams))
+        return self.fresh_optimizer is not None and bool(_scheduled(self.fresh_optimizer, step, steps, hparams, seen))
 
     def assign_credit(
         self, tensors: dict[str, Tensor], hparams: dict[str, Any], state: dict[str, Any]
@@ -424,6 +426,14 @@ _GIVEN_BY: dict[str, set[str]] = {  # what the rows of each feed let the trainer
     "groups": {"old_logprobs", "sampler_logprobs", "advantages", "reward_advantages", "cost_advantages"}
     | {"completion_logprobs", "completion_lengths"},
 }
+
+
+def _scheduled(
+    schedule: Callable[..., Any], step: int, steps: int, hparams: dict[str, Any], seen: dict[str, float] | None
+) -> Any:
+    """What a schedule says of a step; one with a third parameter is also told what has been seen so far."""
+    told = (step, steps, seen or {}) if len(_positional(schedule)) == 3 else (step, steps)
+    return schedule(*told, **_known(schedule, hparams))
 
 
 def _known(function: Callable[..., Any], hparams: dict[str, Any]) -> dict[str, Any]:

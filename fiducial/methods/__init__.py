@@ -12,7 +12,7 @@ NAMES = (
     *("kto", "tr_kto", "halo"),  # single completions, wanted or not
     *("rejection_sampling", "online_direct", "online_ipo", "llama3_loop"),  # samples, chosen among
     *("reinforce_lm", "reinforce_pp", "remax", "rloo", "mdloo", "kimi_l2_pg"),  # samples, by policy gradient
-    *("grpo", "dr_grpo", "dapo", "gspo", "cispo"),
+    *("grpo", "dr_grpo", "dapo", "prorl", "gspo", "cispo"),
     *("ppo_lm", "safe_rlhf"),  # the same beside critics
 )
 METHODS: dict[str, Method] = {name: import_module(f"fiducial.methods.{name}").METHOD for name in NAMES}

@@ -37,6 +37,7 @@ def collect(parts: Parts, state: State) -> dict[str, Any]:
         "learners": {name: _collect(*both) for name, both in state.optimizers(parts).items()},
         "credit": state.credit,
         "control": state.control,
+        "seen": state.seen,
         "drawn": source.state() if (source := getattr(parts.feed, "source", None)) else None,
         "step": state.step,
     }
@@ -52,7 +53,8 @@ def restore(parts: Parts, state: State, saved: dict[str, Any]) -> None:
             set_optimizer_state_dict(learner, optimizer, saved["learners"][name]["optimizer"], options=_WHOLE)
     if saved["drawn"] is not None:
         getattr(parts.feed, "source").restore(saved["drawn"])  # noqa: B009
-    state.credit, state.control, state.step = saved["credit"], saved["control"], saved["step"]
+    state.credit, state.control, state.seen = saved["credit"], saved["control"], saved["seen"]
+    state.step = saved["step"]
 
 
 def _collect(learner: Learner, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -37,9 +37,7 @@ def steps(plan: Run, method: Method, parts: Parts, state: State) -> Iterator[Rep
         run = controlled(plan, state.control)
         step, meter, began = state.step, Meter(), time.perf_counter()
         torch.manual_seed(mix(run.seed, "step", step, runtime.rank))
-        move_anchors(run, method, parts, step)
-        if method.forgets(step, run.steps, run.hparams):
-            state.optimizer.state.clear()
+        move_anchors(run, method, parts, state, meter)
         batch = parts.feed.batch(step, meter)
         prepare(run, method, parts, state, batch, meter)
         rows: list[float] = []
@@ -60,6 +58,7 @@ def steps(plan: Run, method: Method, parts: Parts, state: State) -> Iterator[Rep
         metrics["seconds"] = time.perf_counter() - began
         metrics["lr"] = lr_at(run, step)
         state.control = adjusted(run, state.control, metrics)
+        state.seen["kl"] = metrics.get("kl/sequence", 0.0)
         yield Report(step, metrics, batch, rows, norms)
 
 
@@ -73,12 +72,18 @@ def drifted(run: Run, parts: Parts, meter: Meter) -> bool:
     return stop
 
 
-def move_anchors(run: Run, method: Method, parts: Parts, step: int) -> None:
-    """Let the policy into its anchors where their schedules say so."""
+def move_anchors(run: Run, method: Method, parts: Parts, state: State, meter: Meter) -> None:
+    """Let the policy into its anchors, and the optimizer forget, where their schedules say so."""
+    step, forgets = state.step, method.forgets(state.step, run.steps, run.hparams, state.seen)
     for name in method.anchors:
-        share = method.share_moved(name, step, run.steps, run.hparams)
+        share = method.share_moved(name, step, run.steps, run.hparams, state.seen)
         if share:
             parts.anchors[name].move(parts.learner, share, parts.runtime)
+        if share == 1:  # from here on the policy is measured anew
+            meter.total(f"{name}/resets", int(parts.runtime.first))
+            state.seen |= {"stalled": 0.0, "kl": 0.0}
+    if forgets:
+        state.optimizer.state.clear()
 
 
 def updates(run: Run, batch: Tokens, step: int) -> Iterator[Tensor]:

@@ -78,6 +78,15 @@ class State:
     credit: dict[str, Any] = field(default_factory=dict)
     critics: dict[str, torch.optim.Optimizer] = field(default_factory=dict)  # theirs, by name
     control: dict[str, float] = field(default_factory=dict)  # coefficients that follow what is measured
+    seen: dict[str, float] = field(default_factory=dict)  # what schedules are told: "kl", "best", "stalled"
+
+    def notice(self, metrics: dict[str, float]) -> None:
+        """Remember whether a held-out evaluation is the best so far, and how long ago that was."""
+        value = metrics.get("eval/pass@1", metrics.get("eval/reward"))
+        if value is None:
+            return
+        better = value > self.seen.get("best", -math.inf)
+        self.seen |= {"best": value, "stalled": 0.0} if better else {"stalled": self.seen["stalled"] + 1}
 
     @staticmethod
     def begin(run: Run, parts: Parts) -> State:

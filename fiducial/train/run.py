@@ -138,7 +138,9 @@ def _train(
     with told_if_stopped(folder, lambda: book.step):
         with log:
             if fresh:
-                book.evaluate(0, "before")  # first: a run that is killed in it must begin again, not go on without it
+                book.evaluate(
+                    0, "before", state
+                )  # first: a run that is killed in it must begin again, not go on without it
                 book.checkpoint(state)
             book.step = state.step + 1
             for report in steps(run, method, parts, state):
@@ -209,17 +211,18 @@ class _Book:
             self.logger.log(done, report.metrics)
         last = done == self.run.steps
         if last or (self.run.eval.every and done % self.run.eval.every == 0):
-            self.evaluate(done, "after" if last else "during")
+            self.evaluate(done, "after" if last else "during", state)
         if last or (self.run.checkpoint.every and done % self.run.checkpoint.every == 0):
             self.checkpoint(state)
         self.step = min(done + 1, self.run.steps)
 
-    def evaluate(self, step: int, phase: str) -> None:
+    def evaluate(self, step: int, phase: str, state: State) -> None:
         fresh = phase == "before" and self.run.model.new is not None  # random weights write noise, at full length
         try:
             metrics = self.held.measure(step, sample=not fresh)
         except RewardError as error:
             raise RewardError(f"held-out evaluation at step {step}: {error}") from error
+        state.notice(metrics)
         if not (self.first and metrics):
             return
         assert self.logger is not None
