@@ -410,5 +410,5 @@ def nothing(run: Run) -> Tokens:
     """A batch that stands for no example, for a step in which no completion is left to learn from."""
     batch = collate([Encoded([0, 0], [False, False])], weight=[0.0])
     batch.extra["sampler_logprobs"] = torch.zeros(1, 2)
-    batch.extra |= {"rewards": torch.zeros(1), "costs": torch.zeros(1)}
+    batch.extra["rewards"] = torch.zeros(1)
     return locate(batch, [0], run.optim.batch * run.sampling.n)

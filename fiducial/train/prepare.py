@@ -127,7 +127,10 @@ def credit(
         mine = {name: x[:0] for name, x in mine.items()}
     shares = runtime.gather(mine)
     width = max(share["mask"].shape[1] for share in shares)
-    together = {name: torch.cat([_widened(share[name], width) for share in shares]) for name in mine}
+    names = {name: None for share in shares for name in share}  # a rank that has nothing may not know of them all
+    together = {
+        name: torch.cat([_widened(share[name], width) for share in shares if name in share]) for name in names
+    }
     order = together.pop("place").argsort(stable=True)  # on any number of ranks the same
     together = {name: x[order] for name, x in together.items()}
     together["rewards"] = together["token_rewards"].sum(-1)
