@@ -154,6 +154,16 @@ class Mix:
 
 
 @dataclass(frozen=True)
+class Shaping:
+    """What becomes of rewards before credit, within the completions of one prompt."""
+
+    each: bool = False  # normalise each source of a [reward] table within the group, so that its weight is its say
+    length: float = 0.0  # weight of Kimi k1.5's length reward: short and correct is better; 0: off
+    length_after: int = 0  # steps without it at the start
+    clip: float = 0.0  # rewards are held within -clip and clip; 0: off
+
+
+@dataclass(frozen=True)
 class Sampling:
     """How completions are drawn, in training and in evaluation."""
 
@@ -236,6 +246,7 @@ class Run:
     sampling: Sampling = Sampling()
     reward: str | dict[str, float | dict[str, Any]] = ""  # an id, file.py:function, judge.toml or parts; empty: task's
     cost: str | dict[str, float | dict[str, Any]] = ""  # likewise, of methods that keep a cost at 0 or below
+    shaping: Shaping = Shaping()
     verdicts: Verdicts = Verdicts()
     eval: Eval = Eval()
     checkpoint: Checkpoint = Checkpoint()
@@ -366,6 +377,18 @@ def _loss_rules(run: Run, method: Method) -> list[tuple[bool, str]]:
         (
             (not e.weight and not e.target) or method.learns == "policy",
             f"{method.name} trains no policy: [entropy] does not apply",
+        ),
+        (
+            run.shaping == Shaping() or method.judged,
+            f"{method.name} judges no completions: [shaping] does not apply",
+        ),
+        (
+            not run.shaping.each or (isinstance(run.reward, dict) and len(run.reward) > 1),
+            "shaping.each normalises the sources of a [reward] table: name at least two",
+        ),
+        (
+            min(run.shaping.clip, run.shaping.length, run.shaping.length_after) >= 0,
+            "shaping.clip, length and length_after must be 0 (off) or more",
         ),
         (run.optim.target_kl >= 0, f"optim.target_kl must be 0 (off) or more; it is {run.optim.target_kl}"),
         (

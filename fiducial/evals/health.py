@@ -104,6 +104,11 @@ WATCHED = (
     Watch("policy/approxkl", "the policy moves far within a step: lower optim.lr, optim.epochs or optim.minibatches"),
     Watch("clip_ratio/low", "the policy moves far within a step: lower optim.lr, optim.epochs or optim.minibatches"),
     Watch("clip_ratio/high", "the policy moves far within a step: lower optim.lr, optim.epochs or optim.minibatches"),
+    Watch("value/explained_variance", "the critic is worse than a constant: raise critic.warmup or critic.lr_scale"),
+    Watch("cost_value/explained_variance", "the cost critic is worse than a constant: raise critic.warmup"),
+    Watch("is/ess", "few samples carry the step: lower sampling.ahead or optim.lr, or cut weights at a lower cap"),
+    Watch("is/frac_truncated", "many weights are cut: the samples are too old; lower sampling.ahead or optim.lr"),
+    Watch("dynamic/full", "too few prompts have completions that differ: raise sampling.refill or change the problems"),
     Watch(
         "eval/unjudged", "the verifier fails on held-out problems: their accuracy is too low by up to this share", True
     ),

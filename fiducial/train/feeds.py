@@ -43,6 +43,7 @@ from fiducial.train.learner import PER_PAIR
 from fiducial.train.measure import Meter
 from fiducial.train.parts import TrainingError
 from fiducial.train.runtime import Runtime
+from fiducial.train.shaped import shaped
 from fiducial.train.sources import Ahead, Asked, Drawn, Now, Piecewise, staleness
 
 
@@ -245,7 +246,7 @@ class GroupFeed:
                 rollouts = [charged(self.run, r, s) for r, s in zip(rollouts, costs, strict=True)]
             meter.seconds("reward", time.perf_counter() - sampled)
         self.tell(step, rollouts, meter)
-        return rollouts
+        return shaped(self.run, step, rollouts, meter)
 
     def judged(self, step: int, judge: Reward, rollouts: list[Rollout], problems: list[Problem]) -> list[Score]:
         """What a reward, or a cost, says of each completion."""

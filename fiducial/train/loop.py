@@ -179,13 +179,13 @@ def backward_critic(
         (loss * parts.runtime.world).backward()
         if len(chunk):
             measure_critic(run, name, tensors, micro, loss, meter)
-    meter.add(f"loss/{name}", 0.0, 1.0 / parts.runtime.world)
+    meter.add(f"loss/{name.removesuffix('s')}", 0.0, 1.0 / parts.runtime.world)
 
 
 def step_optimizer(run: Run, parts: Parts, state: State, name: str, meter: Meter) -> list[float]:
     """Clip the gradient of a network and take its step; returns each parameter's gradient norm before."""
     learner, optimizer = state.optimizers(parts)[name]
-    of, scale = ("", 1.0) if name == "policy" else (f"/{name}", run.critic.lr_scale)
+    of, scale = ("", 1.0) if name == "policy" else (f"/{name.removesuffix('s')}", run.critic.lr_scale)
     for group in optimizer.param_groups:
         group["lr"] = scale * lr_at(run, state.step)
     norms = [number(p.grad.norm()) for p in learner.parameters() if p.grad is not None]

@@ -203,11 +203,12 @@ def measure_labels(run: Run, tensors: dict[str, Tensor], batch: Tokens, meter: M
 
 def measure_critic(run: Run, name: str, tensors: dict[str, Tensor], batch: Tokens, loss: Tensor, meter: Meter) -> None:
     """A critic's loss, and how much of its forecasts is clipped."""
-    meter.add(f"loss/{name}", loss.detach(), 0.0)
+    singular = name.removesuffix("s")
+    meter.add(f"loss/{singular}", loss.detach(), 0.0)
     limit = run.hparams.get("clip_value")
     if limit:
         moved = (tensors[name] - tensors[f"old_{name}"]).abs() > limit
-        meter.mean(f"{name}/clipfrac", moved.double(), batch.mask * batch.weight[:, None])
+        meter.mean(f"{singular}/clipfrac", moved.double(), batch.mask * batch.weight[:, None])
 
 
 def measure_credit(
@@ -225,7 +226,7 @@ def measure_credit(
         goal = found["returns" if name == "values" else name.replace("values", "returns")]
         if int(mask.sum()) > 1 and float(spread := goal[mask].double().var()) > 0:
             rest = (goal - given[f"old_{name}"])[mask].double().var()
-            meter.add(f"{name}/explained_variance", float(1 - rest / spread) * share, share)
+            meter.add(f"{name.removesuffix('s')}/explained_variance", float(1 - rest / spread) * share, share)
     if isinstance(method.credit, Running):
         for name in method.credit.shown:
             meter.add(name, memory[name] * share, share)
@@ -256,6 +257,7 @@ def measure_groups(
     if "sampler_logprobs" in batch.extra:
         sampler = batch.extra["sampler_logprobs"]
         gap = torch.where(batch.mask, (old - sampler).abs(), 0.0)
-        meter.mean("sampling/logp_difference/mean", gap, token_weight)
-        meter.peak("sampling/logp_difference/max", gap.max())
+        if not (run.sampling.ahead or run.sampling.segment):  # else the sampler had other weights, and should differ
+            meter.mean("sampling/logp_difference/mean", gap, token_weight)
+            meter.peak("sampling/logp_difference/max", gap.max())
         meter.mean("entropy", out.get("entropy", -sampler), token_weight)

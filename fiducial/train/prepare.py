@@ -128,9 +128,7 @@ def credit(
     shares = runtime.gather(mine)
     width = max(share["mask"].shape[1] for share in shares)
     names = {name: None for share in shares for name in share}  # a rank that has nothing may not know of them all
-    together = {
-        name: torch.cat([_widened(share[name], width) for share in shares if name in share]) for name in names
-    }
+    together = {name: torch.cat([_widened(share[name], width) for share in shares if name in share]) for name in names}
     order = together.pop("place").argsort(stable=True)  # on any number of ranks the same
     together = {name: x[order] for name, x in together.items()}
     together["rewards"] = together["token_rewards"].sum(-1)
