@@ -27,6 +27,8 @@ NAMES = (
     *("fdpo_lm_diversity", "distance_winrate", "elasticity"),  # on small language models
     *("online_offline_frontier", "negative_gradient"),  # on many bandits
     *("length_bias", "constitutional_toy"),  # simulated raters and critics
+    *("grpo_dynamics", "grpo_objective", "safe_rlhf", "kl_rlhf_optimum", "offpolicy"),  # online, on trees
+    *("reference_reset", "online_length_bias", "rm", "format_hacking", "dapo"),
 )
 _found: list[Lab] = [import_module(f"fiducial.labs.{name}").LAB for name in NAMES]
 LABS: dict[str, Lab] = {lab.id: lab for lab in sorted(_found, key=lambda lab: lab.number)}
