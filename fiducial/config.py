@@ -575,7 +575,8 @@ def _spoken(kind: Any, plain: Any) -> str:
     """
     names = {int: "a whole number", float: "a number", str: "a string", bool: "true or false", dict: "a table"}
     if plain is tuple:
-        return f"a list of {'strings' if typing.get_args(kind)[0] is str else 'numbers'}"
+        inner = typing.get_args(kind)[0]
+        return f"a list of {'strings' if inner is str else 'tables' if is_dataclass(inner) else 'numbers'}"
     return names.get(plain, str(plain))
 
 

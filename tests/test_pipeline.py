@@ -13,15 +13,18 @@ from hypothesis import strategies as st
 
 from fiducial import models
 from fiducial.cli.main import main
-from fiducial.config import RECIPES, RecipeError, Run, read_recipe, recipe_file
+from fiducial.config import RECIPES, RecipeError, Run, read_recipe, read_toml, recipe_file
+from fiducial.core.types import Rollout
+from fiducial.data import parse, tasks
 from fiducial.exact.minimise import exact_minimise
 from fiducial.exact.optima import bradley_terry, bradley_terry_fit
 from fiducial.exact.selection import best_of_n
 from fiducial.methods import METHODS
 from fiducial.store import RunFolder
+from fiducial.train import gold, stages
 from fiducial.train import pipeline as driver
-from fiducial.train import stages
-from fiducial.train.plan import Average, Sample, is_pipeline, plan, read_pipeline, refer
+from fiducial.train.plan import Average, Mixture, Sample, Source, is_pipeline, plan, read_pipeline, refer
+from fiducial.train.runtime import Runtime
 
 REPO = Path(__file__).resolve().parents[1]
 NEW = "{ hidden = 32, layers = 1, heads = 1, max_length = 96, tokenizer = 'word', vocab_size = 200 }"
@@ -29,7 +32,14 @@ SMALL = "optim.batch = 4\neval = { n = 4, k = 1 }\nsampling.max_new_tokens = 8\n
 LOOP = f"""# A loop in small.
 rounds = 2
 seed = 5
-gold = {{ task = "arith", n = 3, k = 2, reward = "REWARD", sampling.max_new_tokens = 6, data.difficulty.steps = 1 }}
+[gold]
+task = "arith"
+n = 3
+k = 2
+reward = "REWARD"
+against = "start"
+sampling.max_new_tokens = 6
+data.difficulty.steps = 1
 [[stage]]
 name = "start"
 once = true
@@ -127,7 +137,7 @@ BAD = {
     "no name": ("[[stage]]\nmethod = 'sft'", "name is small letters"),
     "two of a name": (STAGE + STAGE, "2 stages are called 'a'"),
     "a word of its own": (STAGE.replace("'a'", "'rounds'"), "cannot be called 'rounds'"),
-    "no such kind": (STAGE + "kind = 'trian'", "stage 'a': kind must be one of train, sample, average; it is 'trian'"),
+    "no such kind": (STAGE + "kind = 'trian'", "stage 'a': kind must be one of train, sample, mix, average;"),
     "a recipe's key": (STAGE + "stepz = 3", "stage 'a': unknown key 'stepz': perhaps 'steps'"),
     "a recipe's value": (STAGE + "optim.lr = -1.0", "stage 'a': optim.lr must be positive"),
     "nothing of that name": (STAGE.replace("'m'", "'{b}'"), "stage 'a': '{b}' refers to {b}, which no stage before"),
@@ -143,6 +153,15 @@ BAD = {
     ),
     "average of nothing": ("[[stage]]\nname = 'a'\nkind = 'average'", "it has no models"),
     "weights": ("[[stage]]\nname = 'a'\nkind = 'average'\nmodels = ['x', 'y']\nweights = [1.0]", "weights are 2"),
+    "gold against nothing": (
+        "[gold]\ntask = 'arith'\nagainst = 'b'\n" + STAGE, "against = 'b' is no stage that makes a policy (a)",
+    ),
+    "mix of nothing": ("[[stage]]\nname = 'a'\nkind = 'mix'", "it has no sources"),
+    "mix without rows": ("[[stage]]\nname = 'a'\nkind = 'mix'\nsources = [{ task = 'arith' }]", "arith: rows must be"),
+    "mix of both": (
+        "[[stage]]\nname = 'a'\nkind = 'mix'\nsources = [{ task = 'arith', path = 'x', rows = 1 }]",
+        "a task or a path, and not both",
+    ),
     "gold": ("gold = { task = 'arith', data.path = 'x' }\n" + STAGE, "[gold]: name a task or data.path"),
 }  # fmt: skip
 
@@ -229,6 +248,128 @@ def test_the_best_come_first_and_no_completion_is_lost(rewards, keep):
     made, _ = stages.choose(Sample(keep=keep), rows, 0)
     assert [row["reward"] for row in made["demos"]] == sorted(rewards, reverse=True)[:keep]
     assert len(made["labels"]) == len(rewards)
+
+
+def test_copies_count_where_the_policy_is_to_be_followed():
+    """By hand: the policy writes "good" twice, a bad and a fair answer once each."""
+    made, counted = stages.choose(Sample(copies="keep", keep=3, min_reward=0.5), ROWS[:4], 3)
+    assert [row["completion"] for row in made["demos"]] == ["good", "good", "fair"]
+    assert [row["label"] for row in made["labels"]] == [False, True, True, False]
+    assert made["rankings"][0]["completions"] == ["bad", "good", "fair"] and "completion: a copy" not in counted
+    made, _ = stages.choose(Sample(keep=3, min_reward=0.5), ROWS[:4], 3)
+    assert [row["completion"] for row in made["demos"]] == ["good", "fair"]
+
+
+def test_random_pairs_follow_the_policy_only_where_copies_count():
+    """Nine times "good" and once "bad": of two draws without return one is "bad" in 1/5 of all: of 10 x 9 / 2 = 45
+    pairs 9 are such; of the two different ones always. Never is a text compared with itself."""
+    rows = [drawn(g, "bad" if i == 0 else "good", float(i > 0)) for g in range(2000) for i in range(10)]
+    rule: Any = {"pair_rule": "random_two_labelled"}
+    drop, keep = (stages.choose(Sample(copies=copies, **rule), rows, 7)[0]["pairs"] for copies in ("drop", "keep"))
+    assert len(drop) == 2000 and abs(len(keep) / 2000 - 0.2) < 4 * (0.2 * 0.8 / 2000) ** 0.5
+    assert all({pair["response_a"], pair["response_b"]} == {"good", "bad"} for pair in drop + keep)
+
+
+DRAWN = st.tuples(
+    st.integers(0, 2), st.sampled_from("abc"), st.sampled_from([None, 0.0, 0.5, 1.0]),
+    st.sampled_from(["stop", "length"]), st.sampled_from(["correct", "wrong"]),
+)  # fmt: skip
+
+
+@given(st.lists(DRAWN, min_size=1, max_size=12), st.sampled_from([None, 0.5, 1.0]), st.booleans(), st.integers(1, 4))
+def test_every_accepted_sample_passes(table, min_reward, only_correct, keep):
+    rows = [drawn(*row) for row in table]
+    work = Sample(min_reward=min_reward, only_correct=only_correct, keep=keep)
+    made, _ = stages.choose(work, rows, 0)
+    fine = [
+        (row["prompt"], row["completion"], row["reward"])
+        for row in rows
+        if row["reward"] is not None and row["finish"] == "stop"
+        if row["verdict"] == "correct" or not only_correct
+        if min_reward is None or row["reward"] >= min_reward
+    ]
+    assert all((d["prompt"], d["completion"], d["reward"]) in fine for d in made["demos"])
+    taken = {row["prompt"]: (row["drawn"], row["accepted"]) for row in stages.acceptance(work, rows)}
+    assert taken == {
+        prompt: (sum(r["prompt"] == prompt for r in rows), sum(p == prompt for p, _, _ in fine)) for prompt in taken
+    }
+    assert set(taken) == {row["prompt"] for row in rows}
+
+
+def test_harm_is_written_for_a_cost_model():
+    """What earns less than harm_below does harm: the cost model reads it as the more harmful side, first."""
+    made, _ = stages.choose(Sample(harm_below=0.5), ROWS, 3)
+    (pair,) = parse(made["pairs"][0], "costs")
+    assert (pair.chosen, pair.rejected, pair.chosen_harm, pair.rejected_harm) == ("bad", "good", 1.0, -1.0)
+    assert parse(stages.choose(Sample(), ROWS, 3)[0]["pairs"][0], "costs")[0].chosen_harm == 0.0
+
+
+def test_a_mixture_has_every_row_of_its_sources_once(tmp_path):
+    own = [{"prompt": f"p{i}", "completion": "c"} for i in range(9)]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in own))
+    easy = {"task": "arith", "difficulty": {"steps": 1}}
+    work = Mixture(
+        (
+            Source(path=str(tmp_path / "own.jsonl"), rows=7),
+            Source(**easy, rows=5, name="plain", tags=False),
+            Source(**easy, rows=4, name="asked", solved=False),
+            Source(**easy, rows=3),
+        ),
+        seed=2,
+    )
+    counts = {"rows": 19, "rows/own": 7, "rows/plain": 5, "rows/asked": 4, "rows/arith": 3}
+    assert stages.mixed(work, tmp_path) == counts
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert sorted(row["prompt"] for row in rows if row["source"] == "own") == [f"p{i}" for i in range(7)]
+    order = [row["source"] for row in rows]
+    assert order != sorted(order, key=["own", "plain", "asked", "arith"].index)  # drawn, not one after the other
+    verify = tasks.get("arith").verify
+    asked = {row["prompt"]: row for row in rows if row["source"] == "asked"}
+    for row in rows:
+        if row["source"] in ("plain", "arith"):  # the first problems of one task are the same
+            assert ("<think>" in row["completion"]) == (row["source"] == "arith")
+            if row["prompt"] in asked:
+                assert verify(row["completion"], asked[row["prompt"]]).verdict == "correct"
+    assert "completion" not in next(iter(asked.values()))
+    with pytest.raises(ValueError, match="has 9 rows, not 10"):
+        stages.mixed(Mixture((Source(path=str(tmp_path / "own.jsonl"), rows=10),)), tmp_path)
+
+
+def scored(group: int, reward: float | None) -> Rollout:
+    return Rollout("p", "c", [1, 2], [False, True], [0.0, 0.0], group, reward=reward)
+
+
+def test_the_win_rate_is_over_all_pairs_of_a_problem():
+    """By hand: problem 0 has (1, 0) against (0, 0): wins 2, ties 2 of 4, so 3/4. Problem 1: 0 against (1, 0): 1/4.
+    Problem 2 has no reward on our side."""
+    ours = [[scored(0, 1.0), scored(0, 0.0)], [scored(1, 0.0), scored(1, None)], [scored(2, None)]]
+    theirs = [[scored(0, 0.0), scored(0, 0.0)], [scored(1, 1.0), scored(1, 0.0)], [scored(2, 1.0)]]
+    assert gold.win_rates(ours, theirs) == [0.75, 0.25]
+
+
+def test_a_policy_is_compared_with_the_one_that_gold_names(whole):
+    """The divergence along each completion, from both models' whole distributions by `load` and a loop over tokens."""
+    path, out = whole
+    found = json.loads((out / "pipeline.json").read_text())["stages"]
+    assert "gold/win_rate" not in found[0]["metrics"]
+    dpo = next(stage for stage in found if stage["name"] == "dpo")["metrics"]
+    assert 0 <= dpo["gold/win_rate/low"] <= dpo["gold/win_rate"] <= dpo["gold/win_rate/high"]
+    settings = read_pipeline(path).gold
+    policy = gold.attempt(settings, out / "1-dpo" / "model", Runtime())
+    old = models.load(out / "1-start" / "model")[0]
+    means = []
+    for group in policy.found.rollouts:
+        total = 0.0
+        for r in group:
+            ids = torch.tensor([r.token_ids])
+            with torch.no_grad():
+                p, q = (m.head(m.hidden(ids))[0].double().log_softmax(-1) for m in (policy.model, old))
+            total += sum(float((p[t - 1].exp() * (p[t - 1] - q[t - 1])).sum()) for t, own in enumerate(r.mask) if own)
+        means.append(total / len(group))
+    assert dpo["gold/kl/exact"] == pytest.approx(sum(means) / len(means), rel=1e-4, abs=1e-7)
+    start = out / "1-start" / "model"
+    again = gold.measure(settings, start, Runtime(), gold.attempt(settings, start, Runtime()))
+    assert again["gold/kl/exact"] == 0 and again["gold/win_rate"] == 0.5
 
 
 def test_a_file_of_prompts_begins_again_at_its_end(tmp_path):
@@ -440,6 +581,76 @@ def test_killed_for_good_and_resumed(whole, tmp_path):
     assert record(tmp_path / "killed") == record(expected)
 
 
+def toml(value: Any) -> str:
+    """A value as TOML writes it in one line."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{name} = {toml(inner)}" for name, inner in value.items()) + " }"
+    return f"[{', '.join(map(toml, value))}]" if isinstance(value, list) else json.dumps(value)
+
+
+def shortened(path: Path, folder: Path) -> list[str]:
+    """Flags that make a shipped pipeline tiny: two steps a stage, six prompts, one layer that has hardly learned. Its
+    rewards become a completion's length, which such weights vary enough."""
+    (folder / "reward.py").write_text("def length(completion):\n    return len(completion) % 7 / 7\n")
+    reward, stop = f"{folder / 'reward.py'}:length", ["a", "e", "1", "2", "k"]
+    table, flags = read_toml(path), []
+    settings: dict[str, Any] = {"rounds": 1}
+    if "gold" in table:
+        settings |= {"gold.n": 3, "gold.k": 2, "gold.reward": reward, "gold.sampling.max_new_tokens": 6}
+    for stage in table["stage"]:
+        kind, own = stage.get("kind", "train"), {}
+        if kind == "mix":
+            sources = [{**source, "rows": 30 if "task" in source else 0} for source in stage["sources"]]
+            own = {"sources": sources}
+        elif kind == "sample":
+            own = {"prompts": 6, "batch": 2, "sampling.n": 4, "reward": reward, "only_correct": False}
+            own |= {"skip_if_score_gap_below": 0.0}
+        elif kind == "train":
+            own = {"steps": 2, "optim.batch": 4, "checkpoint.every": 1, "eval.n": 4, "eval.every": 0}
+            own |= {"data.rows": 40} if "task" in stage else {}
+            if "new" in stage["model"]:  # a little longer, so that nothing is written which reads back as another text
+                own |= {"model.new.hidden": 32, "model.new.layers": 1, "model.new.heads": 1, "steps": 30}
+                own |= {"optim.warmup": 0}
+            own |= {"sampling.n": 2} if METHODS[stage["method"]].feed == "groups" else {}
+        if kind == "sample" or "sampling" in stage:
+            own |= {"sampling.max_new_tokens": 9, "sampling.stop": stop}
+        settings |= {f"{stage['name']}.{name}": value for name, value in own.items()}
+    for name, value in settings.items():
+        flags += [f"--{name}", toml(value)]
+    return flags
+
+
+KILLS = {
+    "rlhf_pipeline": [
+        ("fiducial.store:RunFolder.write_rollouts", 2),  # in the samples for pairs
+        ("fiducial.train.pipeline:last_metrics", 1),  # the reward model is done, and nobody noted it
+        ("fiducial.store:RunFolder.append_journal", 1),  # inside PPO, with its critic
+    ],
+    "r1_pipeline": [
+        ("fiducial.train.pipeline:mixed", 2),  # the worked solutions are written, and nobody noted it
+        ("fiducial.store:RunFolder.append_journal", 3),  # inside the first RL
+        ("fiducial.store:RunFolder.write_rollouts", 4),  # in the samples of the general prompts
+    ],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KILLS)
+def test_a_shipped_pipeline_is_killed_for_good_and_resumed(name, tmp_path):
+    from small_runs import die, finish
+
+    (path,) = RECIPES.glob(f"{name}*.toml")
+    flags = shortened(path, tmp_path)
+    finish(path, tmp_path / "whole", *flags)
+    for place in KILLS[name]:
+        die(path, tmp_path / "killed", *flags, killed_after=place)
+    finish(path, tmp_path / "killed", *flags)
+    one, two = record(tmp_path / "whole"), record(tmp_path / "killed")
+    assert one.keys() == two.keys()
+    for file in one:
+        assert two[file] == one[file], f"{file} differs"
+
+
 @pytest.mark.slow
 def test_two_processes_make_the_same_rows(whole, tmp_path):
     """Ranks share the batches of a sample stage; what they draw does not depend on who draws it."""
@@ -464,6 +675,32 @@ def test_every_shipped_recipe_is_whole(path):
         assert plan(read_pipeline(path), Path("OUT"))
     else:
         read_recipe(path).resolved()
+
+
+@pytest.fixture(scope="module")
+def imitator(tmp_path_factory) -> Path:
+    """What a recipe that goes on from another run's model is given: one that has hardly learned."""
+    folder = tmp_path_factory.mktemp("imitator")
+    assert main(["train", "sft-arith-laptop", "--out", str(folder / "sft"), "--steps", "2", "--eval.k", "0"]) == 0
+    return folder / "sft" / "model"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", SHIPPED, ids=[path.stem for path in SHIPPED])
+def test_every_shipped_recipe_takes_two_steps_and_evaluates(path, imitator, tmp_path):
+    if is_pipeline(path):
+        assert main(["train", str(path), "--out", str(tmp_path / "out"), *shortened(path, tmp_path)]) == 0
+        stages = json.loads((tmp_path / "out" / "pipeline.json").read_text())["stages"]
+        assert len(stages) == len(read_toml(path)["stage"])
+        return
+    run = read_recipe(path)
+    if run.data.path and not (REPO / run.data.path).exists():
+        pytest.skip(f"{run.data.path}, which {path.name} trains on, is not here")
+    over = ["--model.path", str(imitator)] if run.model.path else []
+    over += ["--steps", "2", "--eval.n", "4", "--eval.k", "1", "--optim.batch", "4"]
+    assert main(["train", str(path), "--out", str(tmp_path / "out"), *over]) == 0
+    last = RunFolder(tmp_path / "out").read_metrics()[-1]
+    assert last["step"] == 2 and any(name.startswith("eval/") for name in last)
 
 
 def test_the_verb_lists_them(capsys):

@@ -99,6 +99,7 @@ def evaluate(
         raise ValueError(f"k must be at least 1 completion per problem; it is {k}")
     if decoding.temperature == 0 and k > 1:
         raise ValueError(f"at temperature 0 all {k} samples of a problem are the same: set k = 1 or a temperature")
+    earns = reward_of or Run().reward_of
     prompts = [encode_prompt(problem.prompt) for problem in problems]
     extra = len(problems) if greedy and decoding.temperature > 0 else 0
     total = len(problems) * k + extra
@@ -113,7 +114,7 @@ def evaluate(
         size = max(1, CHUNK // count) * count  # whole problems, so that their samples share a prefill
         for start in range(0, len(requests), size):
             drawn = sampler.sample(requests[start : start + size], decoding)
-            rollouts += judge(drawn, problems, verify, reward_of or Run().reward_of)
+            rollouts += judge(drawn, problems, verify, earns)
             if progress:
                 progress(done + len(rollouts), total)
         return rollouts
@@ -121,7 +122,8 @@ def evaluate(
     flat = draw(k, decoding, 0)
     groups = [flat[i : i + k] for i in range(0, len(flat), k)]
     best = draw(1, replace(decoding, temperature=0.0), len(flat)) if extra else []
-    return summarise(groups, best, task=task, answer=answer or canonical_answer)
+    found = summarise(groups, best, task=task, answer=answer or canonical_answer)
+    return replace(found, metrics={**found.metrics, **part_means(flat, earns)})
 
 
 def judge(rollouts: Sequence[Rollout], problems: Sequence[Problem], verify: Verify, reward_of: Earns) -> list[Rollout]:
@@ -208,6 +210,15 @@ def rewards(rollouts: Sequence[Rollout]) -> dict[str, float]:
     """Mean reward of the completions that have one."""
     values = [r.reward for r in rollouts if r.reward is not None]
     return {"reward": fmean(values)} if values else {}
+
+
+def part_means(rollouts: Sequence[Rollout], earns: Earns) -> dict[str, float]:
+    """Of a reward with several sources `rewards/<source>/mean`: what each says, before weighting."""
+    values = defaultdict[str, list[float]](list)
+    for name, part, finish in ((*item, r.finish) for r in rollouts if r.score for item in r.score.parts.items()):
+        if (value := earns(part, finish)) is not None:
+            values[name].append(value)
+    return {f"rewards/{name}/mean": fmean(found) for name, found in values.items()}
 
 
 def flag_counts(rollouts: Sequence[Rollout]) -> dict[str, tuple[float, int]]:

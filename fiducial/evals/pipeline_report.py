@@ -11,7 +11,8 @@ from fiducial.store import RunFolder
 
 Stage = Mapping[str, Any]  # an entry of pipeline.json
 SHARES = ("gold/pass@1", "gold/maj@4", "gold/pass@4")
-TOLD = ("eval/pass@1", "eval/accuracy", "eval/rewards/accuracies", "eval/loss", "reward", "reward/kept")
+BESIDE = {"gold/win_rate": "win rate", "gold/kl/exact": "KL", "gold/completions/mean_length": "length"}  # in columns
+TOLD = ("eval/pass@1", "eval/accuracy", "eval/rewards/accuracies", "eval/loss", "reward", "reward/kept", "accepted")
 
 
 def write_pipeline_report(folder: RunFolder) -> Path:
@@ -36,7 +37,10 @@ GOLD_NOTE = (
     "Every policy on the same problems with the same seeds; nothing trains on them. The band is the 95 % interval over "
     "problems. Stages that make no policy have no point."
 )
-STAGES_NOTE = "Seconds count from when the stage was started or resumed last."
+STAGES_NOTE = (
+    "Seconds count from when the stage was started or resumed last. Length is in tokens, win rate and KL (nats a "
+    "completion) are of a policy against the one that the recipe names, on the gold problems."
+)
 
 
 def gold_metric(stages: Sequence[Stage]) -> str:
@@ -59,16 +63,17 @@ def gold_plot(stages: Sequence[Stage], name: str) -> str:
 
 def stage_table(out: Path, stages: Sequence[Stage], main: str) -> str:
     """One line for each stage, with a link to its report where it has one."""
-    rows = []
+    rows, beside = [], [name for name in BESIDE if any(name in stage["metrics"] for stage in stages)]
     for place, stage in enumerate(stages):
         metrics, run = stage["metrics"], Path(stage["run"])
         link = page.text(stage["name"])
         if (run / "report.html").exists() and run.parent == out:
             link = f'<a href="{page.text(run.name)}/report.html">{link}</a>'
-        gold = metrics.get(main)
         told = [f"{name} {metrics[name]:.4g}" for name in TOLD if isinstance(metrics.get(name), int | float)]
         told += [f"{metrics[name]} {name[5:]}" for name in metrics if name.startswith("rows/")]
         cells = (str(place), str(stage["round"]), link, stage["kind"], f"{stage['seconds']:.1f}")
-        rows.append([*cells, "" if gold is None else f"{gold:.4g}", page.text(", ".join(told))])
-    heads = ["", "round", "stage", "kind", "seconds", main.removeprefix("gold/") or "gold", "measured"]
-    return page.table(heads, rows, numbers=(0, 1, 4, 5))
+        gold = [f"{metrics[name]:.4g}" if name in metrics else "" for name in (main, *beside)]
+        rows.append([*cells, *gold, page.text(", ".join(told))])
+    columns = [main.removeprefix("gold/") or "gold", *(BESIDE[name] for name in beside)]
+    heads = ["", "round", "stage", "kind", "seconds", *columns, "measured"]
+    return page.table(heads, rows, numbers=(0, 1, *range(4, 5 + len(columns))))

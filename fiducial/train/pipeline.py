@@ -24,9 +24,10 @@ from fiducial.core.seeds import mix
 from fiducial.evals.pipeline_report import write_pipeline_report
 from fiducial.store import RunFolder, commit, versions
 from fiducial.train import run as runs
-from fiducial.train.plan import Average, Pipeline, Place, Sample, is_pipeline, plan, read_pipeline
+from fiducial.train.gold import Measured, attempt, measure
+from fiducial.train.plan import Average, Mixture, Pipeline, Place, Sample, is_pipeline, plan, read_pipeline
 from fiducial.train.runtime import Runtime
-from fiducial.train.stages import average, measure, sample
+from fiducial.train.stages import average, mixed, sample
 
 FILE = "pipeline.json"
 
@@ -80,6 +81,8 @@ def refuse_missing(pipeline: Pipeline, places: list[Place]) -> None:
         work = place.work
         if isinstance(work, Average):
             asked += [(place.name, "models", path) for path in work.models]
+        elif isinstance(work, Mixture):
+            asked += [(place.name, "sources", source.path) for source in work.sources]
         else:
             asked += [(place.name, "model.path", work.model.path), (place.name, "data.path", work.data.path)]
     for stage, key, path in asked:
@@ -121,6 +124,7 @@ class _Driver:
         self.pipeline, self.folder, self.places = pipeline, folder, places
         self.runtime, self.say, self.shown = runtime, say, shown
         self.entries: list[dict[str, Any]] = folder.read_json(FILE)["stages"]
+        self.other: Measured | None = None  # the policy that others are compared with
 
     def drive(self) -> None:
         """Whatever is not done yet, in order."""
@@ -157,17 +161,19 @@ class _Driver:
         self.runtime.wait()
         if isinstance(work, Sample):
             return sample(work, folder, place.skip, mix(work.seed, place.name, place.round), self.runtime)
-        if self.runtime.first:
+        metrics = {}
+        if self.runtime.first and isinstance(work, Mixture):
+            metrics = mixed(work, place.made)
+        elif self.runtime.first and isinstance(work, Average):
             average(work, place.made)
         self.runtime.wait()
-        return {}
+        return metrics
 
     def enter(self, about: dict[str, Any], metrics: dict[str, Any], began: float, policy: bool = True) -> None:
         """Measure a policy on the gold problems, and note that a stage is done."""
         if self.runtime.first:
             if policy and self.pipeline.gold:
-                model = Path(about["run"]) / ("" if about["round"] == 0 else "model")
-                gold = measure(self.pipeline.gold, model, self.runtime)
+                gold = measure(self.pipeline.gold, model_of(about), self.runtime, self.against())
                 metrics = {**metrics, **gold}
                 self.say("  " + ", ".join(f"{name} {gold[name]:.4g}" for name in GOLD if name in gold))
             entry = {**about, "seconds": round(time.perf_counter() - began, 3), "metrics": metrics}
@@ -175,8 +181,21 @@ class _Driver:
             self.folder.write_json(FILE, {**self.folder.read_json(FILE), "stages": self.entries})
         self.runtime.wait()
 
+    def against(self) -> Measured | None:
+        """The policy of `gold.against`, once it is there."""
+        named = (entry for entry in self.entries if entry["name"] == self.pipeline.gold.against)
+        if self.other is None and (first := next(named, None)):
+            self.other = attempt(self.pipeline.gold, model_of(first), self.runtime)
+        return self.other
 
-GOLD = ("gold/pass@1", "gold/reward", "gold/completions/mean_length")  # what is told of a measurement
+
+def model_of(entry: dict[str, Any]) -> Path:
+    """The folder of the policy that a stage made; the start's is given."""
+    return Path(entry["run"]) / ("" if entry["round"] == 0 else "model")
+
+
+# what is told of a measurement
+GOLD = ("gold/pass@1", "gold/reward", "gold/completions/mean_length", "gold/win_rate", "gold/kl/exact")
 
 
 def last_metrics(folder: RunFolder) -> dict[str, Any]:

@@ -10,14 +10,19 @@
     task = "arith"
 
     [[stage]]
+    name = "both"
+    kind = "mix"                           # rows of files and tasks in one: rows.jsonl
+    sources = [{ path = "{answers}/demos.jsonl" }, { task = "arith", rows = 100 }]
+
+    [[stage]]
     name = "dpo"                           # kind = "train" is what a stage is if it does not say: the table is a recipe
     method = "dpo"
     model.path = "{dpo|start}"
     data.path = "{answers}/pairs.jsonl"
 
-`{name}` is what the newest stage of that name made: its model's folder, or a sample stage's folder of rows. `{a|b}` is
-the first of these that any stage has made by then, so `{dpo|start}` is the last round's model, and the start in the
-first round. `{round}` counts from 1; alone in a string it is a number.
+`{name}` is what the newest stage of that name made: its model's folder, or a sample or mix stage's folder of rows.
+`{a|b}` is the first of these that any stage has made by then, so `{dpo|start}` is the last round's model, and the start
+in the first round. `{round}` counts from 1; alone in a string it is a number.
 """
 
 from __future__ import annotations
@@ -65,11 +70,16 @@ class Sample:
     sampling: Sampling = Sampling(n=10)
     reward: str | dict[str, float | dict[str, Any]] = ""  # as in a recipe; empty: the task's
     verdicts: Verdicts = Verdicts()
+    copies: Literal["drop", "keep"] = (
+        "drop"  # the same completion drawn again: once, or as often as the policy writes it
+    )
     keep: int = 1  # demos: so many of a prompt, the best first
     min_reward: float | None = None  # demos: only completions that earn at least this
+    only_correct: bool = False  # demos: only completions that every part of the reward calls correct
     pair_rule: PairRule = "best_worst"  # pairs: one of each prompt, as in online_direct
     skip_if_score_gap_below: float = 0.0  # pairs: no pair of completions whose rewards are closer
     slight_below: float = 0.0  # pairs: a smaller difference in reward is rated 1 (slightly better), a larger one 2
+    harm_below: float | None = None  # pairs: completions that earn less do harm, others are safe; as a cost model reads
     wanted_from: float = 1.0  # labels: completions that earn at least this are wanted, others are not
 
     def check(self) -> None:
@@ -94,6 +104,55 @@ class Sample:
     def source(self) -> str:
         """What the prompts are taken from: stages with the same source do not take the same ones."""
         return json.dumps([self.task, self.data.path, self.data.split, self.data.difficulty, self.seed], sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Rows of a file, or problems of a task."""
+
+    name: str = ""  # what its rows say as `source`, which a reward's `when` can ask for; empty: the task or file's name
+    path: str = ""  # rows of a file
+    split: str = ""  # of a saved DatasetDict
+    task: str = ""  # or problems of a task
+    rows: int = 0  # so many: the first ones; of a file 0 takes all
+    difficulty: dict[str, Any] = field(default_factory=dict)  # of the task
+    solved: bool = True  # a task's worked solutions, to imitate; false: its problems, with all that a verifier reads
+    teacher: dict[str, Any] = field(default_factory=dict)  # how the solutions slip; empty: they do not
+    tags: bool = True  # solutions in think and answer tags; false: as plain text that ends in "The answer is ..."
+
+    @property
+    def called(self) -> str:
+        """The name that its rows have."""
+        return self.name or self.task or Path(self.path).stem
+
+    def check(self) -> None:
+        """RecipeError for settings that cannot be."""
+        for fine, message in (
+            (bool(self.task) != bool(self.path), "a source has a task or a path, and not both"),
+            (
+                self.rows >= 0 and (self.rows > 0 or not self.task),
+                "rows must be at least 1 of a task, 0 or more of a file",
+            ),
+            (bool(self.task) or not (self.difficulty or self.teacher), "difficulty and teacher are a task's"),
+            (self.solved or not self.teacher, "solved = false has no solutions that a teacher could write"),
+        ):
+            if not fine:
+                raise RecipeError(f"sources: {self.called or 'a source without a name'}: {message}")
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Rows of several sources in one file, rows.jsonl, in an order that is drawn."""
+
+    sources: tuple[Source, ...] = ()  # files and tasks
+    seed: int = 0  # of problems, teachers and the order
+
+    def check(self) -> None:
+        """RecipeError for settings that cannot be."""
+        if not self.sources:
+            raise RecipeError("it has no sources: add [[stage.sources]] tables with a path or a task")
+        for source in self.sources:
+            source.check()
 
 
 @dataclass(frozen=True)
@@ -125,6 +184,7 @@ class Gold:
     k: int = 4  # completions of each
     sampling: Sampling = Sampling()
     verdicts: Verdicts = Verdicts()
+    against: str = ""  # a stage's name, or start: win rate over its (first) policy and divergence from it
 
     def __bool__(self) -> bool:
         return bool(self.task or self.data.path)
@@ -142,8 +202,9 @@ class Gold:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Rounds of stages. A stage's table has a `name`, a `kind` (train, sample or average), `once = true` if only the
-    first round has it, and the settings of its kind; `seed` is that of the pipeline where the stage has none."""
+    """Rounds of stages. A stage's table has a `name`, a `kind` (train, sample, mix or average), `once = true` if
+    only the first round has it, and the settings of its kind; `seed` is that of the pipeline where the stage has none.
+    """
 
     rounds: int = 1  # how often the stages run, one after the other
     seed: int = 0  # of every stage that names none
@@ -160,8 +221,8 @@ class Pipeline:
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
 
-Work = Run | Sample | Average
-KINDS: dict[str, Any] = {"train": Run, "sample": Sample, "average": Average}
+Work = Run | Sample | Mixture | Average
+KINDS: dict[str, Any] = {"train": Run, "sample": Sample, "mix": Mixture, "average": Average}
 
 
 @dataclass(frozen=True)
@@ -178,7 +239,7 @@ class Place:
     @property
     def made(self) -> Path:
         """The model's folder, or that of the rows."""
-        return self.folder if self.kind == "sample" else self.folder / "model"
+        return self.folder if self.kind in ("sample", "mix") else self.folder / "model"
 
     @property
     def makes_policy(self) -> bool:
@@ -251,6 +312,10 @@ def plan(pipeline: Pipeline, out: Path) -> list[Place]:
                 taken[work.source] += work.prompts
             places.append(place)
             known[place.name] = str(place.made)
+    policies = {place.name for place in places if place.makes_policy} | ({"start"} if pipeline.start else set())
+    if pipeline.gold.against and pipeline.gold.against not in policies:
+        there = ", ".join(sorted(policies)) or "there are none"
+        raise RecipeError(f"[gold]: against = {pipeline.gold.against!r} is no stage that makes a policy ({there})")
     return places
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from random import Random
 from statistics import fmean
 from typing import Any
 
@@ -24,7 +25,7 @@ from fiducial.sampling.local import LocalSampler
 from fiducial.store import RunFolder
 from fiducial.train.assemble import DTYPES, renamed
 from fiducial.train.parts import TrainingError
-from fiducial.train.plan import Average, Gold, Sample
+from fiducial.train.plan import Average, Gold, Mixture, Sample, Source
 from fiducial.train.run import plain
 from fiducial.train.runtime import Runtime
 
@@ -35,7 +36,8 @@ ROWS = ("pairs", "demos", "labels", "rankings")  # the files of a sample stage
 
 
 def sample(work: Sample, folder: RunFolder, skip: int, seed: int, runtime: Runtime) -> dict[str, Any]:
-    """Draw, score and choose; the rows are in pairs.jsonl, demos.jsonl, labels.jsonl and rankings.jsonl of the folder.
+    """Draw, score and choose; the rows are in pairs.jsonl, demos.jsonl, labels.jsonl and rankings.jsonl of the folder,
+    and how many of each prompt's completions may be imitated in acceptance.jsonl.
 
     Every `work.batch` prompts the scored completions are kept in rollouts/, from where a killed stage goes on; ranks
     share these batches. `skip` prompts of the source are other stages'. Returns, on the first rank, what was measured.
@@ -56,9 +58,10 @@ def sample(work: Sample, folder: RunFolder, skip: int, seed: int, runtime: Runti
         return {}
     drawn = [row for number in range(1, len(starts) + 1) for row in folder.read_rollouts(number)]
     made, counted = choose(work, drawn, seed, folder.path.name)
-    for name in ROWS:
-        folder.write_text(f"{name}.jsonl", "".join(json_line(row) for row in made[name]))
-    metrics = measured(drawn, made, len(problems))
+    taken = acceptance(work, drawn)
+    for name, rows in {**made, "acceptance": taken}.items():
+        folder.write_text(f"{name}.jsonl", "".join(json_line(row) for row in rows))
+    metrics = measured(drawn, made, taken)
     folder.write_json("summary.json", {"rows": {n: len(made[n]) for n in ROWS}, "counted": counted, "metrics": metrics})
     if not any(made.values()):
         reasons = ", ".join(f"{number} {reason}" for reason, number in counted.items())
@@ -126,13 +129,16 @@ def choose(
 ) -> tuple[dict[str, list[dict[str, Any]]], dict[str, int]]:
     """Rows of each kind from scored completions, and what was left out by reason. `stage` begins the pairs' group_id.
 
-    A completion that was cut short teaches no ending, and a copy nothing new: they serve in no row.
+    A completion that was cut short teaches no ending: it serves in no row. Nor does a copy of an earlier one, unless
+    `work.copies` says so. The best one of n is the same either way, and so is `best_worst`; but the different
+    completions of a prompt are no draws of the policy: what it seldom writes is as often in a label or a random pair as
+    what it often does.
     """
     counted: Counter[str] = Counter()
     groups: dict[int, list[dict[str, Any]]] = {}
     for row in drawn:
         members = groups.setdefault(row["group"], [])
-        if why := _useless(row, members):
+        if why := _useless(row, members if work.copies == "drop" else ()):
             counted[f"completion: {why}"] += 1
         else:
             members.append(row)
@@ -155,6 +161,23 @@ def _useless(row: dict[str, Any], members: Sequence[dict[str, Any]]) -> str:
     return "a copy" if any(row["completion"] == other["completion"] for other in members) else ""
 
 
+def accepts(work: Sample, row: dict[str, Any]) -> bool:
+    """Whether a scored completion may be imitated: it ended by itself, says something, earns at least
+    `work.min_reward`, and is called correct where `work.only_correct` asks for that."""
+    enough = work.min_reward is None or (row["reward"] is not None and row["reward"] >= work.min_reward)
+    return not _useless(row, ()) and enough and (row["verdict"] == "correct" or not work.only_correct)
+
+
+def acceptance(work: Sample, drawn: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of each prompt how many completions were drawn, copies too, and how many of them may be imitated."""
+    rows: dict[int, dict[str, Any]] = {}
+    for row in drawn:
+        mine = rows.setdefault(row["group"], {"prompt": row["prompt"], "drawn": 0, "accepted": 0})
+        mine["drawn"] += 1
+        mine["accepted"] += accepts(work, row)
+    return list(rows.values())
+
+
 def _rows_of(
     work: Sample, members: Sequence[dict[str, Any]], lots: Tensor, group: str
 ) -> dict[str, list[dict[str, Any]]]:
@@ -164,11 +187,15 @@ def _rows_of(
     prompt, texts = members[0]["prompt"], [row["completion"] for row in members]
     scores = [float(row["reward"]) for row in members]
     rewards = torch.tensor(scores, dtype=torch.float64)
-    kept = [choice.members[0] for choice in selection.best(rewards, keep=work.keep, min_reward=work.min_reward)]
+    fine = [i for i, row in enumerate(members) if accepts(work, row)]
+    kept = [fine[choice.members[0]] for choice in selection.best(rewards[fine], keep=work.keep)]
     pairs: list[tuple[int, ...]] = []
     if len(members) > 1:
         gap = {"pair_rule": work.pair_rule, "skip_if_score_gap_below": work.skip_if_score_gap_below}
-        pairs = [choice.members for choice in selection.by_rule(rewards, lots, **gap)]
+        found = [choice.members for choice in selection.by_rule(rewards, lots, **gap)]
+        pairs = [(chosen, rejected) for chosen, rejected in found if texts[chosen] != texts[rejected]]
+    different = dict(zip(texts[::-1], scores[::-1], strict=True))  # of copies the first
+    ranked = {text: different[text] for text in texts}
     return {
         "demos": [{"prompt": prompt, "completion": texts[i], "reward": scores[i]} for i in kept],
         "pairs": [_pair(work, prompt, texts, scores, chosen, rejected, group) for chosen, rejected in pairs],
@@ -176,7 +203,9 @@ def _rows_of(
             {"prompt": prompt, "completion": text, "label": score >= work.wanted_from, "reward": score}
             for text, score in zip(texts, scores, strict=True)
         ],
-        "rankings": [{"prompt": prompt, "completions": texts, "scores": scores}] if len(set(scores)) > 1 else [],
+        "rankings": [{"prompt": prompt, "completions": [*ranked], "scores": [*ranked.values()]}]
+        if len(set(ranked.values())) > 1
+        else [],
     }
 
 
@@ -185,16 +214,27 @@ def _pair(
 ) -> dict[str, Any]:
     rating = 1.0 if abs(scores[chosen] - scores[rejected]) < work.slight_below else 2.0
     rewards = {"reward_a": scores[chosen], "reward_b": scores[rejected]}
-    record = Preference(prompt, texts[chosen], texts[rejected], rating=rating, group_id=group, fields=rewards)
-    return record.to_row()
+    harms = [
+        0.0 if work.harm_below is None else 1.0 if scores[i] < work.harm_below else -1.0 for i in (chosen, rejected)
+    ]
+    sides = (texts[chosen], texts[rejected])
+    return Preference(
+        prompt, *sides, rating=rating, harm_a=harms[0], harm_b=harms[1], group_id=group, fields=rewards
+    ).to_row()
 
 
-def measured(drawn: Sequence[dict[str, Any]], made: dict[str, list[dict[str, Any]]], asked: int) -> dict[str, float]:
-    """What a sample stage's completions are like, and the mean reward of those that became demonstrations."""
+def measured(
+    drawn: Sequence[dict[str, Any]], made: dict[str, list[dict[str, Any]]], taken: Sequence[dict[str, Any]]
+) -> dict[str, float]:
+    """What a sample stage's completions are like, the share that may be imitated, of completions and of prompts that
+    have any such, and the mean reward of those that became demonstrations."""
     verdicts = Counter(row["verdict"] for row in drawn)
     rewards = [row["reward"] for row in drawn if row["reward"] is not None]
     kept = [row["reward"] for row in made["demos"]]
-    metrics: dict[str, float] = {"prompts": asked, **{f"rows/{name}": len(made[name]) for name in ROWS}}
+    metrics: dict[str, float] = {"prompts": len(taken), **{f"rows/{name}": len(made[name]) for name in ROWS}}
+    metrics["accepted"] = sum(row["accepted"] for row in taken) / len(drawn)
+    metrics["accepted/prompts"] = fmean(row["accepted"] > 0 for row in taken)
+    metrics["completions/tokens"] = sum(row["num_tokens"] for row in drawn)
     if rewards:
         metrics["reward"] = fmean(rewards)
     if kept:
@@ -210,6 +250,50 @@ def json_line(row: dict[str, Any]) -> str:
     import json
 
     return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+# -- mixtures ----------------------------------------------------------------------------------------------------------
+
+
+def mixed(work: Mixture, folder: Path) -> dict[str, float]:
+    """Write rows.jsonl, the sources' rows in one drawn order, each with its source's name as `source`; returns how many
+    rows each gave. ValueError for a file that cannot be read or that has fewer rows than are asked of it."""
+    rows = [{**row, "source": source.called} for source in work.sources for row in _rows_from(source, work.seed)]
+    order = torch.randperm(
+        len(rows), generator=torch.Generator().manual_seed(mix(work.seed, "mix", len(rows)))
+    ).tolist()
+    RunFolder(folder).write_text("rows.jsonl", "".join(json_line(rows[i]) for i in order))
+    numbers = Counter(row["source"] for row in rows)
+    return {"rows": len(rows), **{f"rows/{name}": number for name, number in numbers.items()}}
+
+
+def _rows_from(source: Source, seed: int) -> list[dict[str, Any]]:
+    if source.path:
+        found = open_rows(source.path, source.split)
+        number = source.rows or len(found)
+        if number > len(found):
+            raise ValueError(f"{source.path} has {len(found)} rows, not {number}: ask for fewer (rows = 0: all)")
+        return [dict(found[i]) for i in range(number)]
+    task = tasks.get(source.task)
+    rows = []
+    for place, problem in enumerate(tasks.problems(task, source.rows, "train", seed, **source.difficulty)):
+        row = {"prompt": problem.prompt, **problem.fields}
+        if source.solved:
+            rng = Random(mix(seed, "teacher", "train", place))
+            trace = task.sloppy_trace(problem, rng, **source.teacher) if source.teacher else task.trace(problem, rng)
+            row = {"prompt": problem.prompt, "completion": trace if source.tags else untagged(trace)}
+        rows.append(row)
+    return rows
+
+
+def untagged(trace: str) -> str:
+    """A worked solution as plain text.
+
+    >>> untagged("<think>1 + 1 = 2.</think><answer>2</answer>")
+    '1 + 1 = 2. The answer is 2.'
+    """
+    thought, _, answer = trace.removeprefix("<think>").removesuffix("</answer>").partition("</think><answer>")
+    return f"{thought} The answer is {answer}.".lstrip()
 
 
 # -- averages ----------------------------------------------------------------------------------------------------------
@@ -252,21 +336,3 @@ def mean(states: Sequence[dict[str, Tensor]], weights: Sequence[float]) -> dict[
         else x
         for name, x in first.items()
     }
-
-
-# -- the gold reward ---------------------------------------------------------------------------------------------------
-
-
-def measure(gold: Gold, folder: str | Path, runtime: Runtime) -> dict[str, float]:
-    """A policy on the gold problems: the metrics of `fiducial eval` under gold/, with the ends of their intervals."""
-    model, tokenizer = models.load(folder, device=runtime.device)
-    found = evaluate(
-        LocalSampler(model, tokenizer),
-        lambda prompt: models.encode_prompt(tokenizer, prompt),
-        prompts(gold),
-        judge(gold.reward or gold.task, gold.verdicts.timeout or None, gold.verdicts.trust_code),
-        gold.sampling.decoding,
-        gold.k,
-        reward_of=Run(sampling=gold.sampling, verdicts=gold.verdicts).reward_of,
-    )
-    return {name.replace("eval/", "gold/", 1): value for name, value in found.log().items()}
