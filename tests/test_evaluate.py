@@ -247,3 +247,14 @@ def test_at_temperature_0_one_pass_is_enough():
     found = evaluate(script, encode, PROBLEMS, verify, Decoding(temperature=0.0), k=1)
     assert found.metrics["pass@1"] == pytest.approx(1 / 3) and len(script.asked) == 1
     assert "distinct_1" not in found.metrics and "self_bleu" not in found.metrics
+
+
+def test_what_each_source_of_a_reward_says():
+    """By hand: of four completions three have the right answer, one of them in the form; one has no answer, which says
+    0 of the sum and 0 of the form."""
+    said = ["<think>a</think><answer>2</answer>", "<answer>2</answer>", "<answer>2</answer>", "none"]
+    problems = [Problem("1 + 1 = ?", {"answer": "2"})]
+    reward = judge({"sum": {"verifier": "arith"}, "form": {"verifier": "format", "weight": 0.2}})
+    found = evaluate(Script([said]), lambda prompt: [1], problems, reward, DECODING, 4, greedy=False).metrics
+    assert found["rewards/sum/mean"] == 0.75 and found["rewards/form/mean"] == 0.25
+    assert found["reward"] == pytest.approx((1.2 + 1 + 1 + 0) / 4) and found["pass@1"] == 0.25
