@@ -28,7 +28,7 @@ NAMES = (
     *("online_offline_frontier", "negative_gradient"),  # on many bandits
     *("length_bias", "constitutional_toy"),  # simulated raters and critics
     *("grpo_dynamics", "grpo_objective", "safe_rlhf", "kl_rlhf_optimum", "offpolicy"),  # online, on trees
-    *("reference_reset", "online_length_bias", "rm", "format_hacking", "dapo"),
+    *("reference_reset", "online_length_bias", "rm", "format_hacking", "dapo", "online_compare"),
 )
 _found: list[Lab] = [import_module(f"fiducial.labs.{name}").LAB for name in NAMES]
 LABS: dict[str, Lab] = {lab.id: lab for lab in sorted(_found, key=lambda lab: lab.number)}

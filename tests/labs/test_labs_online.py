@@ -21,6 +21,7 @@ from fiducial.labs import (
     kl_rlhf_optimum,
     lookup,
     offpolicy,
+    online_compare,
     online_length_bias,
     output,
     reference_reset,
@@ -35,7 +36,7 @@ from fiducial.train.measure import Meter
 
 D = torch.float64
 QUICK = ("grpo_dynamics", "rm", "format_hacking", "online_length_bias")
-SLOW = ("grpo_objective", "safe_rlhf", "kl_rlhf_optimum", "offpolicy", "reference_reset", "dapo")
+SLOW = ("grpo_objective", "safe_rlhf", "kl_rlhf_optimum", "offpolicy", "reference_reset", "dapo", "online_compare")
 
 
 @pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
@@ -255,6 +256,34 @@ def test_a_reward_model_that_learns_the_wrong_order_is_found_out(monkeypatch):
         METHODS, "bt_reward_model", replace(right, loss=swapped, idle={}, ranges={}, choices={}, trial={})
     )
     assert "|log-odds - true log-odds| at 20 000 pairs, mean" in failing("rm")
+
+
+def test_the_greedy_response_is_the_likeliest_token_each_time():
+    """Token by token, not the likeliest response: .4 stops at once; after 1, likeliest with .6, 2 has .4 of 1."""
+    tree = TokenTree(3, 2, torch.full((1, 16, 3), 0.0))
+    tree.theta.data[0, 0] = torch.tensor([0.4, 0.6, 1e-9]).log()
+    tree.theta.data[0, 2] = torch.tensor([0.3, 0.3, 0.4]).log()  # after token 1; 0.6 x 0.4 < 0.4
+    numbers = torch.arange(len(tree.responses())).double()[None]
+    batch = online_compare.WithGreedy(tree, numbers, 4, 0).batch(0, Meter())
+    assert batch.extra["greedy_rewards"].tolist() == [float(tree.responses().index((1, 2)))] * 4
+
+
+def test_a_critic_is_held_too():
+    """theta: 32 trees x 125 prefixes x 4; the critic 32 x 125 more: 5/4."""
+    assert online_compare.held("rloo") == 3 * 32 * 125 * 4
+    assert online_compare.held("ppo_lm") / online_compare.held("rloo") == 1.25
+
+
+@pytest.mark.slow
+def test_a_policy_gradient_with_the_wrong_sign_is_found_out(monkeypatch):
+    right = METHODS["rloo"].credit
+
+    def flipped(rewards, group):
+        return -right(rewards, group)
+
+    monkeypatch.setitem(METHODS, "rloo", replace(METHODS["rloo"], credit=flipped))
+    monkeypatch.setattr(online_compare, "NAMES", ("rloo", "grpo"))
+    assert "rise of the least (rloo)" in failing("online_compare")
 
 
 def test_which_groups_teach():
