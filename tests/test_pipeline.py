@@ -591,7 +591,7 @@ def toml(value: Any) -> str:
 def shortened(path: Path, folder: Path) -> list[str]:
     """Flags that make a shipped pipeline tiny: two steps a stage, six prompts, one layer that has hardly learned. Its
     rewards become a completion's length, which such weights vary enough."""
-    (folder / "reward.py").write_text("def length(completion):\n    return len(completion) % 7 / 7\n")
+    (folder / "reward.py").write_text("def length(completion):\n    return len(completion) % 7\n")
     reward, stop = f"{folder / 'reward.py'}:length", ["a", "e", "1", "2", "k"]
     table, flags = read_toml(path), []
     settings: dict[str, Any] = {"rounds": 1}
@@ -604,7 +604,7 @@ def shortened(path: Path, folder: Path) -> list[str]:
             own = {"sources": sources}
         elif kind == "sample":
             own = {"prompts": 6, "batch": 2, "sampling.n": 4, "reward": reward, "only_correct": False}
-            own |= {"skip_if_score_gap_below": 0.0}
+            own |= {"skip_if_score_gap_below": 0.0, "slight_below": 0.0}
         elif kind == "train":
             own = {"steps": 2, "optim.batch": 4, "checkpoint.every": 1, "eval.n": 4, "eval.every": 0}
             own |= {"data.rows": 40} if "task" in stage else {}
