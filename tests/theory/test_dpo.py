@@ -109,7 +109,7 @@ def test_shifting_the_reference_of_a_pair_changes_nothing(shift, w, r, ref_w, re
 
 def sft_loss(logits, ids, mask, label_noise=None):
     batch = collate([Encoded(ids[i].tolist(), mask[i].tolist()) for i in range(len(ids))], dtype=torch.float64)
-    logprobs, _ = masked_logprobs(logits, lambda h: h, ids, batch.mask)
+    logprobs = masked_logprobs(logits, lambda h: h, ids, batch.mask)["logprobs"]
     return total(METHODS["sft"].loss(logprobs), batch.mask, batch.weight, "token", count(batch))
 
 
